@@ -1,0 +1,51 @@
+"""Eight emulated CPU devices for every test, and paths to fixtures."""
+
+import os
+
+# Set before jax is imported anywhere: the device count is read once.
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
+)
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+jax.config.update('jax_threefry_partitionable', True)
+
+_HERE = pathlib.Path(__file__).parent
+
+
+def _find(folder: str, name: str) -> pathlib.Path:
+  """Shared fixtures first, their committed copies second."""
+  shared = _HERE.parent.parent / 'shared' / folder / name
+  return shared if shared.exists() else _HERE / folder / name
+
+
+@pytest.fixture(scope='session')
+def golden():
+  """`golden('vq8') -> (tensors, arrays)`: weights and expected values."""
+
+  def load(name: str, weights: str | None = None):
+    arrays = dict(np.load(_find('golden', f'{name}.npz')))
+    path = _find('golden', f'{weights or name}.safetensors')
+    return (load_file(path) if path.exists() else {}), arrays
+
+  return load
+
+
+@pytest.fixture(scope='session')
+def golden_path():
+  """Path of one file of the golden fixtures."""
+  return lambda name: _find('golden', name)
+
+
+@pytest.fixture(scope='session')
+def case():
+  """Path of one file of the bad-input cases."""
+  return lambda name: _find('cases', name)
