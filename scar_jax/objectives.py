@@ -1,0 +1,197 @@
+"""Every training loss, as pure functions of arrays in float32.
+
+In: predictions, targets and an optional per-sample `valid` mask (False rows
+carry no loss). Out: a float32 scalar, or a scalar and a dict of metrics.
+Called by the tasks in `train/tasks`; nothing here owns a parameter.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Metrics = dict[str, jax.Array]
+
+
+def masked_mean(
+  values: Float[Array, '...'], valid: Bool[Array, '...'] | None = None
+) -> Float[Array, '']:
+  """Mean over the entries whose leading axes `valid` keeps.
+
+  Args:
+    values: any shape.
+    valid: mask over the leading axes of `values`, or None for all of them.
+
+  Returns:
+    Sum of the kept entries over their number, which counts as at least 1; a
+    batch without a valid entry gives 0.
+
+  Raises:
+    ValueError: the shape of `valid` is not a leading part of that of `values`.
+  """
+  values = values.astype(jnp.float32)
+  if valid is None:
+    return jnp.mean(values)
+  if values.shape[: valid.ndim] != valid.shape:
+    raise ValueError(
+      f'valid has shape {valid.shape}, accepted: leading axes of '
+      f'{values.shape} (set the batch field `valid`)'
+    )
+  mask = valid.reshape(valid.shape + (1,) * (values.ndim - valid.ndim)) != 0
+  # where, not a product: an unusable row may hold infinities.
+  total = jnp.sum(jnp.where(mask, values, 0.0))
+  per_entry = values.size // max(valid.size, 1)
+  count = jnp.sum(mask.astype(jnp.float32)) * per_entry
+  return total / jnp.maximum(count, 1.0)
+
+
+def cross_entropy(
+  logits: Float[Array, 'B N V'],
+  targets: Int[Array, 'B N'],
+  valid: Bool[Array, ' B'] | Bool[Array, 'B N'] | None = None,
+) -> tuple[Float[Array, ''], Metrics]:
+  """Mean token cross-entropy (FoundationVision/LlamaGen), natural log.
+
+  Args:
+    logits: one row per target token.
+    targets: token ids.
+    valid: samples or single tokens that count.
+
+  Returns:
+    The loss and `ce`, `accuracy` (share of arg-max hits) and `perplexity`.
+
+  Raises:
+    ValueError: logits and targets disagree in their leading shape.
+  """
+  if logits.shape[:-1] != targets.shape:
+    raise ValueError(
+      f'logits {logits.shape} do not fit targets {targets.shape}; '
+      'accepted: [B, N, V] with [B, N] (see the order layout)'
+    )
+  logits = logits.astype(jnp.float32)
+  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  nll_BxN = jax.nn.logsumexp(logits, axis=-1) - picked
+  loss = masked_mean(nll_BxN, valid)
+  hits = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
+  # Early losses can exceed what exp holds in float32.
+  perplexity = jnp.exp(jnp.minimum(loss, 80.0))
+  return loss, {
+    'ce': loss,
+    'accuracy': masked_mean(hits, valid),
+    'perplexity': perplexity,
+  }
+
+
+def preservation(
+  restored: Float[Array, 'B h w d'],
+  features: Float[Array, 'B h w d'],
+  valid: Bool[Array, ' B'] | None = None,
+) -> Float[Array, '']:
+  """Mean squared error of restored against frozen features (SCAR, L_pres)."""
+  features = jax.lax.stop_gradient(features.astype(jnp.float32))
+  return masked_mean(jnp.square(restored.astype(jnp.float32) - features), valid)
+
+
+def alignment(
+  hidden: Float[Array, 'B P D'],
+  target: Float[Array, 'B P D'],
+  stop_target_grad: bool = False,
+  valid: Bool[Array, ' B'] | None = None,
+) -> tuple[Float[Array, ''], Metrics]:
+  """Mean squared error of prefix states against target tokens (SCAR, L_align).
+
+  Args:
+    hidden: final hidden states at the prefix positions.
+    target: projected compressed features of the target image.
+    stop_target_grad: the official code lets gradients flow into `target`;
+      True keeps the compressor from meeting the states half way.
+    valid: samples that count.
+
+  Returns:
+    The loss and `target_std` and `align_cosine`, which show a collapse.
+  """
+  hidden = hidden.astype(jnp.float32)
+  target = target.astype(jnp.float32)
+  if stop_target_grad:
+    target = jax.lax.stop_gradient(target)
+  loss = masked_mean(jnp.square(hidden - target), valid)
+  norms = jnp.linalg.norm(hidden, axis=-1) * jnp.linalg.norm(target, axis=-1)
+  cosine = jnp.sum(hidden * target, axis=-1) / jnp.maximum(norms, 1e-8)
+  mean_D = jnp.mean(target, axis=(0, 1))
+  metrics = {
+    'target_std': jnp.sqrt(masked_mean(jnp.square(target - mean_D), valid)),
+    'align_cosine': masked_mean(cosine, valid),
+  }
+  return loss, jax.lax.stop_gradient(metrics)
+
+
+def codebook_loss(
+  latent: Float[Array, 'B h w C'],
+  codes: Float[Array, 'B h w C'],
+  valid: Bool[Array, ' B'] | None = None,
+) -> Float[Array, '']:
+  """`mean((codes - sg(latent))^2)`: moves codes to their latents."""
+  return masked_mean(jnp.square(codes - jax.lax.stop_gradient(latent)), valid)
+
+
+def commitment_loss(
+  latent: Float[Array, 'B h w C'],
+  codes: Float[Array, 'B h w C'],
+  beta: float = 0.25,
+  valid: Bool[Array, ' B'] | None = None,
+) -> Float[Array, '']:
+  """`beta * mean((sg(codes) - latent)^2)`: keeps latents near their codes."""
+  gap = jnp.square(jax.lax.stop_gradient(codes) - latent)
+  return beta * masked_mean(gap, valid)
+
+
+def entropy_loss(
+  distances: Float[Array, '... V'], temperature: float = 0.01
+) -> Float[Array, '']:
+  """Sharp assignments of each token, even use of all codes.
+
+  Args:
+    distances: squared distance of every latent to every code. Nothing is
+      stopped: gradients reach latents and codebook.
+    temperature: the affinities are `-distances / temperature`.
+
+  Returns:
+    Mean entropy per token minus the entropy of the mean assignment, in nats
+    (FoundationVision/LlamaGen; the weight is the caller's).
+  """
+  distances = distances.astype(jnp.float32)
+  flat = -distances.reshape(-1, distances.shape[-1]) / temperature
+  log_p = jax.nn.log_softmax(flat, axis=-1)
+  p = jnp.exp(log_p)
+  sample = -jnp.mean(jnp.sum(p * log_p, axis=-1))
+  mean_V = jnp.mean(p, axis=0)
+  average = -jnp.sum(mean_V * jnp.log(mean_V + 1e-5))
+  return sample - average
+
+
+def hinge_d(
+  real: Float[Array, '...'],
+  fake: Float[Array, '...'],
+  valid: Bool[Array, ' B'] | None = None,
+) -> Float[Array, '']:
+  """Discriminator hinge: `(mean relu(1 - real) + mean relu(1 + fake)) / 2`."""
+  on_real = masked_mean(jax.nn.relu(1.0 - real.astype(jnp.float32)), valid)
+  on_fake = masked_mean(jax.nn.relu(1.0 + fake.astype(jnp.float32)), valid)
+  return 0.5 * (on_real + on_fake)
+
+
+def hinge_g(
+  fake: Float[Array, '...'], valid: Bool[Array, ' B'] | None = None
+) -> Float[Array, '']:
+  """Generator hinge: `-mean(fake)`."""
+  return -masked_mean(fake, valid)
+
+
+def psnr(
+  images: Float[Array, 'B H W C'],
+  truth: Float[Array, 'B H W C'],
+  valid: Bool[Array, ' B'] | None = None,
+) -> Float[Array, '']:
+  """Peak signal-to-noise ratio of the batch in dB, images in [-1, 1]."""
+  images = jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
+  mse = masked_mean(jnp.square(images - truth), valid)
+  return 10.0 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))
