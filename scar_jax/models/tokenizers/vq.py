@@ -1,0 +1,292 @@
+"""The LlamaGen VQ tokenizer: images to a grid of code ids and back.
+
+In: images `[B, H, W, 3]` in [-1, 1], sides divisible by `cfg.downsample`.
+Out: ids `[B, h, w]`, latents and codes `[B, h, w, C]`, images (unclamped).
+The training task and everything that needs tokens call it; the structure is
+that of FoundationVision/LlamaGen `VQModel` (names in convert/llamagen_vq.py).
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from scar_jax.models.tokenizers import layers
+from scar_jax.sharding import annotated, constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class VQConfig:
+  """Sizes of a `VQModel`; the defaults are VQ-16."""
+
+  codes: int = 16384  # V, codebook entries
+  code_dim: int = 8  # C, channels of one code
+  l2_norm: bool = True  # codes and latents of unit length
+  ch: int = 128  # base width
+  ch_mult: tuple[int, ...] = (
+    1,
+    1,
+    2,
+    2,
+    4,
+  )  # per level, high to low resolution
+  res_blocks: int = 2  # per encoder level; the decoder has one more
+  z_channels: int = 256  # between encoder or decoder and the 1x1 convs
+  groups: int = 32  # of the group norms; 0: norm per position
+  attn: bool = True  # attention at the lowest level
+  patch: int = 1  # pixels per side that enter as channels
+  dropout: float = 0.0
+  conv_impl: str = 'auto'  # 'auto' | 'xla' | 'matmul'
+  dtype: str = 'float32'  # compute
+
+  def __post_init__(self):
+    if self.conv_impl not in layers.CONV_IMPLS:
+      layers.use_matmul(self.conv_impl, 1)
+    if self.groups:
+      for mult in self.ch_mult:
+        if self.ch * mult % self.groups:
+          raise ValueError(
+            f'tokenizer.groups={self.groups} does not divide '
+            f'{self.ch * mult} channels (ch {self.ch} x {mult}); accepted: a '
+            'common divisor of all levels, or 0 (set `groups`)'
+          )
+
+  @property
+  def downsample(self) -> int:
+    """Pixels per token and side."""
+    return self.patch * 2 ** (len(self.ch_mult) - 1)
+
+
+_SIZES: dict[str, dict[str, Any]] = {
+  'vq16': {},
+  'vq8': dict(ch_mult=(1, 2, 2, 4)),
+  'tiny': dict(
+    codes=512, ch=64, ch_mult=(1, 2), res_blocks=1, z_channels=64, groups=0,
+    attn=False, patch=2,
+  ),
+}  # fmt: skip
+
+
+def vq_config(size: str, **overrides: Any) -> VQConfig:
+  """A config by size name.
+
+  Args:
+    size: 'vq16', 'vq8' (72M and 70M parameters) or 'tiny' (4 pixels a token).
+    **overrides: fields that differ.
+
+  Raises:
+    ValueError: unknown size.
+  """
+  if size not in _SIZES:
+    raise ValueError(
+      f'tokenizer size {size!r}; accepted: {sorted(_SIZES)} (set '
+      '`tokenizer.size`)'
+    )
+  return VQConfig(**(_SIZES[size] | overrides))
+
+
+@flax.struct.dataclass
+class VQOutput:
+  """What training needs of one pass."""
+
+  images: jax.Array  # [B, H, W, 3] reconstruction, unclamped
+  ids: jax.Array  # [B, h, w]
+  raw: jax.Array  # [B, h, w, C] latent as the encoder gives it
+  latent: jax.Array  # [B, h, w, C] normalised if the config says so
+  codes: jax.Array  # [B, h, w, C] the chosen codes, with gradient
+  distances: jax.Array  # [B, h, w, V] squared
+
+
+def normalize(x: Float[Array, '... C']) -> Float[Array, '... C']:
+  """Unit length over the last axis; the norm counts as at least 1e-12."""
+  # The root of a zero sum has no gradient; the clamp goes inside.
+  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+class Encoder(nn.Module):
+  """Images to `[B, h, w, z_channels]`."""
+
+  cfg: VQConfig
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, 'B H W C'], deterministic: bool = True
+  ) -> Float[Array, 'B h w Z']:
+    cfg = self.cfg
+    kw = dict(impl=cfg.conv_impl, dtype=cfg.dtype)
+    res = dict(groups=cfg.groups, dropout=cfg.dropout, **kw)
+    last = len(cfg.ch_mult) - 1
+    x = layers.space_to_depth(images, cfg.patch)
+    x = layers.Conv(cfg.ch, name='conv_in', **kw)(x)
+    for level, mult in enumerate(cfg.ch_mult):
+      name = f'level_{level}'
+      for b in range(cfg.res_blocks):
+        x = layers.ResnetBlock(cfg.ch * mult, name=f'{name}_res_{b}', **res)(
+          x, deterministic
+        )
+        if level == last and cfg.attn:
+          x = layers.AttnBlock(cfg.groups, cfg.dtype, name=f'{name}_attn_{b}')(
+            x
+          )
+      if level != last:
+        x = layers.Downsample(name=f'{name}_down', **kw)(x)
+      x = constrain(x, 'batch', None, None, None)
+    x = _middle(cfg, x, res, deterministic)
+    x = nn.swish(layers.Norm(cfg.groups, cfg.dtype, name='norm_out')(x))
+    return layers.Conv(cfg.z_channels, name='conv_out', **kw)(x)
+
+
+class Decoder(nn.Module):
+  """`[B, h, w, z_channels]` to images; levels run from low resolution up."""
+
+  cfg: VQConfig
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'B h w Z'], deterministic: bool = True
+  ) -> Float[Array, 'B H W C']:
+    cfg = self.cfg
+    kw = dict(impl=cfg.conv_impl, dtype=cfg.dtype)
+    res = dict(groups=cfg.groups, dropout=cfg.dropout, **kw)
+    last = len(cfg.ch_mult) - 1
+    x = layers.Conv(cfg.ch * cfg.ch_mult[-1], name='conv_in', **kw)(x)
+    x = _middle(cfg, x, res, deterministic)
+    for level, mult in enumerate(reversed(cfg.ch_mult)):
+      name = f'level_{level}'
+      for b in range(cfg.res_blocks + 1):
+        x = layers.ResnetBlock(cfg.ch * mult, name=f'{name}_res_{b}', **res)(
+          x, deterministic
+        )
+        if level == 0 and cfg.attn:
+          x = layers.AttnBlock(cfg.groups, cfg.dtype, name=f'{name}_attn_{b}')(
+            x
+          )
+      if level != last:
+        x = layers.Upsample(name=f'{name}_up', **kw)(x)
+      x = constrain(x, 'batch', None, None, None)
+    x = nn.swish(layers.Norm(cfg.groups, cfg.dtype, name='norm_out')(x))
+    x = layers.Conv(3 * cfg.patch**2, name='conv_out', **kw)(x)
+    return layers.depth_to_space(x, cfg.patch).astype(jnp.float32)
+
+
+def _middle(
+  cfg: VQConfig, x: jax.Array, res: dict[str, Any], deterministic: bool
+) -> jax.Array:
+  """res, attention, res at the lowest resolution; called inside compact."""
+  width = cfg.ch * cfg.ch_mult[-1]
+  x = layers.ResnetBlock(width, name='mid_0', **res)(x, deterministic)
+  if cfg.attn:
+    x = layers.AttnBlock(cfg.groups, cfg.dtype, name='mid_1')(x)
+  return layers.ResnetBlock(width, name='mid_2', **res)(x, deterministic)
+
+
+class VQModel(nn.Module):
+  """Encoder, quantiser and decoder with one codebook."""
+
+  cfg: VQConfig
+
+  def setup(self):
+    cfg = self.cfg
+    one = dict(window=1, padding=((0, 0), (0, 0)), dtype='float32')
+    self.encoder = Encoder(cfg, name='encoder')
+    self.quant_conv = layers.Conv(cfg.code_dim, name='quant_conv', **one)
+    self.post_quant_conv = layers.Conv(
+      cfg.z_channels, name='post_quant_conv', **one
+    )
+    self.decoder = Decoder(cfg, name='decoder')
+    self.codebook = self.param(
+      'codebook',
+      annotated(_codebook_init(cfg), 'vocab', None),
+      (cfg.codes, cfg.code_dim),
+      jnp.float32,
+    )
+
+  def table(self) -> Float[Array, 'V C']:
+    """The codes as used everywhere: of unit length if `l2_norm`."""
+    return normalize(self.codebook) if self.cfg.l2_norm else self.codebook
+
+  def features(
+    self, images: Float[Array, 'B H W C'], deterministic: bool = True
+  ) -> Float[Array, 'B h w C']:
+    """Continuous latents before normalisation and quantisation.
+
+    Raises:
+      ValueError: a side is not a multiple of `cfg.downsample`.
+    """
+    factor = self.cfg.downsample
+    if images.shape[1] % factor or images.shape[2] % factor:
+      raise ValueError(
+        f'image size {images.shape[1]}x{images.shape[2]}; accepted: multiples '
+        f'of the tokenizer factor {factor} (set `data.image_size`)'
+      )
+    h = self.encoder(images, deterministic)
+    return self.quant_conv(h.astype(jnp.float32))
+
+  def quantize(
+    self, raw: Float[Array, 'B h w C']
+  ) -> tuple[Int[Array, 'B h w'], Float[Array, 'B h w C'], jax.Array]:
+    """Nearest code of each latent: ids, used latents, squared distances."""
+    latent = normalize(raw) if self.cfg.l2_norm else raw
+    table = self.table()
+    dots = jnp.einsum(
+      'bhwc,vc->bhwv', latent, table, precision=jax.lax.Precision.HIGHEST
+    )
+    distances = (
+      jnp.sum(jnp.square(latent), -1, keepdims=True)
+      + jnp.sum(jnp.square(table), -1)
+      - 2.0 * dots
+    )
+    ids = jnp.argmin(distances, axis=-1).astype(jnp.int32)
+    return ids, latent, distances
+
+  def encode(
+    self, images: Float[Array, 'B H W C']
+  ) -> tuple[Int[Array, 'B h w'], Float[Array, 'B h w C']]:
+    """Code ids and the latents that chose them (normalised if `l2_norm`)."""
+    ids, latent, _ = self.quantize(self.features(images))
+    return ids, latent
+
+  def lookup(self, ids: Int[Array, '...']) -> Float[Array, '... C']:
+    """Codes of ids."""
+    return self.table()[ids]
+
+  def decode(
+    self, codes: Float[Array, 'B h w C'], deterministic: bool = True
+  ) -> Float[Array, 'B H W C']:
+    """Images of codes, unclamped."""
+    return self.decoder(self.post_quant_conv(codes), deterministic)
+
+  def decode_tokens(self, ids: Int[Array, 'B h w']) -> Float[Array, 'B H W C']:
+    """Images of ids, unclamped; clip to [-1, 1] for pixels."""
+    return self.decode(self.lookup(ids))
+
+  def __call__(
+    self, images: Float[Array, 'B H W C'], deterministic: bool = True
+  ) -> VQOutput:
+    """The training pass: straight-through codes into the decoder."""
+    raw = self.features(images, deterministic)
+    ids, latent, distances = self.quantize(raw)
+    codes = self.lookup(ids)
+    through = latent + jax.lax.stop_gradient(codes - latent)
+    return VQOutput(
+      images=self.decode(through, deterministic),
+      ids=ids,
+      raw=raw,
+      latent=latent,
+      codes=codes,
+      distances=distances,
+    )
+
+
+def _codebook_init(cfg: VQConfig):
+  def init(key, shape, dtype):
+    bound = 1.0 / cfg.codes
+    rows = jax.random.uniform(key, shape, dtype, -bound, bound)
+    return normalize(rows) if cfg.l2_norm else rows
+
+  return init
