@@ -1,0 +1,1 @@
+"""The one trainer: state, step, loop, checkpoints."""

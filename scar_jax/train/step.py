@@ -1,0 +1,158 @@
+"""One optimiser step: a pure function, compiled once, its state donated.
+
+In: state, frozen networks, a global batch. Out: the next state and float32
+scalars. A step whose loss or gradient norm is not finite changes nothing but
+its counters: parameters, moments, EMA and statistics keep their bits.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Float
+
+from scar_jax.config import OptimConfig
+from scar_jax.train.optim import learning_rate
+from scar_jax.train.state import TrainState
+from scar_jax.train.tasks import Task, optional
+from scar_jax.types import Array, Batch, PyTree
+
+Metrics = dict[str, Float[Array, '']]
+Step = Callable[
+  [TrainState, Mapping[str, PyTree], Batch], tuple[TrainState, Metrics]
+]
+
+
+def make_step(
+  task: Task,
+  tx: optax.GradientTransformation,
+  optim: OptimConfig,
+  steps: int,
+  accum: int = 1,
+  ema: float = 0.0,
+) -> Step:
+  """The step function of a run, not yet compiled.
+
+  Args:
+    task: gives loss and `post_update`.
+    tx: the optimiser.
+    optim: for the learning rate that is reported.
+    steps: of the run.
+    accum: microbatches; their gradients and metrics are averaged.
+    ema: decay of the parameter average; 0 is off.
+  """
+  rate = learning_rate(optim, steps)
+  post_update = optional(task, 'post_update')
+
+  def micro_grads(
+    params: PyTree, extra: PyTree, frozen: PyTree, batch: Batch, rng: Array
+  ) -> tuple[Metrics, PyTree, PyTree]:
+    def loss_fn(p: PyTree) -> tuple[Array, tuple[Metrics, PyTree]]:
+      return task.loss(p, extra, frozen, batch, rng, True)
+
+    (loss, (metrics, extra)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+      params
+    )
+    return {**metrics, 'loss': loss}, grads, extra
+
+  def all_grads(
+    state: TrainState, frozen: PyTree, batch: Batch, rng: Array
+  ) -> tuple[Metrics, PyTree, PyTree]:
+    if accum == 1:
+      return micro_grads(state.params, state.extra, frozen, batch, rng)
+
+    def body(carry: PyTree, inputs: PyTree) -> tuple[PyTree, Metrics]:
+      total, extra = carry
+      micro, key = inputs
+      metrics, grads, extra = micro_grads(
+        state.params, extra, frozen, micro, key
+      )
+      return (jax.tree.map(jnp.add, total, grads), extra), metrics
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    (total, extra), metrics = jax.lax.scan(
+      body,
+      (zeros, state.extra),
+      (_microbatches(batch, accum), jax.random.split(rng, accum)),
+    )
+    metrics = jax.tree.map(jnp.mean, metrics)
+    return metrics, jax.tree.map(lambda g: g / accum, total), extra
+
+  def step(
+    state: TrainState, frozen: Mapping[str, PyTree], batch: Batch
+  ) -> tuple[TrainState, Metrics]:
+    rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    loss_rng, post_rng = jax.random.split(rng)
+    metrics, grads, extra = all_grads(state, frozen, batch, loss_rng)
+    norm = optax.tree.norm(grads)
+    # The loss can be finite while the gradient is not (sqrt at 0).
+    good = jnp.isfinite(metrics['loss']) & jnp.isfinite(norm)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    if post_update is not None:
+      params, extra = post_update(params, extra, post_rng, state.step)
+    average = jax.tree.map(
+      lambda e, p: ema * e + (1 - ema) * p, state.ema, params if ema else {}
+    )
+    new = (params, opt_state, average, extra)
+    old = (state.params, state.opt_state, state.ema, state.extra)
+    params, opt_state, average, extra = jax.tree.map(
+      lambda n, o: jnp.where(good, n, o), new, old
+    )
+    bad = (~good).astype(jnp.int32)
+    state = state.replace(
+      step=state.step + 1,
+      params=params,
+      opt_state=opt_state,
+      ema=average,
+      extra=extra,
+      skipped=state.skipped + bad,
+      bad_in_row=(state.bad_in_row + 1) * bad,
+    )
+    metrics |= {
+      'grad_norm': norm,
+      'lr': rate(state.step - 1),
+      'skipped': state.skipped.astype(jnp.float32),
+      'bad_in_row': state.bad_in_row.astype(jnp.float32),
+    }
+    return state, metrics
+
+  return step
+
+
+def _microbatches(batch: Batch, accum: int) -> Batch:
+  """[B, ...] -> [accum, B / accum, ...].
+
+  Row i goes to microbatch i % accum, so that no row leaves its device.
+  """
+
+  def split(x: Array) -> Array:
+    rows = x.reshape(x.shape[0] // accum, accum, *x.shape[1:])
+    return jnp.swapaxes(rows, 0, 1)
+
+  return jax.tree.map(split, dict(batch))
+
+
+def compile_step(
+  step: Step,
+  state: PyTree,
+  frozen: PyTree,
+  batch: PyTree,
+  shardings: PyTree,
+) -> jax.stages.Compiled:
+  """Compiles the step once for the placed shapes of a run.
+
+  Args:
+    step: see `make_step`.
+    state: abstract or real state.
+    frozen: placed frozen networks.
+    batch: abstract batch, with shardings.
+    shardings: of the state; metrics come back replicated.
+  """
+  return (
+    jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    .lower(state, frozen, batch)
+    .compile()
+  )
