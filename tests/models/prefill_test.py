@@ -1,0 +1,186 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scar_jax.models import prefill
+from scar_jax.models.prefill import Compressor, PrefixConfig
+
+
+def _nhwc(x):
+  return np.transpose(x, (0, 2, 3, 1))
+
+
+def _hwio(w):
+  return np.transpose(w, (2, 3, 1, 0))
+
+
+def _params(tensors):
+  return {
+    'compress': {
+      'conv0': {
+        'kernel': _hwio(tensors['downsample_conv.weight']),
+        'bias': tensors['downsample_conv.bias'],
+      }
+    },
+    'restore': {
+      name: {
+        'kernel': _hwio(tensors[f'upsampler.{i}.weight']),
+        'bias': tensors[f'upsampler.{i}.bias'],
+      }
+      for name, i in (('conv_in', 0), ('conv_out', 2))
+    },
+    'proj': {'kernel': tensors['dino_mlp.weight'].T},
+  }
+
+
+@pytest.mark.parametrize('name', ['scar_prefill', 'scar_prefill_1th'])
+def test_matches_the_official_module(golden, name):
+  tensors, arrays = golden(name)
+  source = _nhwc(arrays['feat_source'])
+  cfg = PrefixConfig(grid=(8, 8), width=source.shape[-1], out=64)
+  model = Compressor(cfg)
+  variables = {'params': _params(tensors)}
+  compressed = model.apply(variables, source, method='compress')
+  close = dict(rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    prefill.shrink(source, 2), _nhwc(arrays['feat_resized']), **close
+  )
+  np.testing.assert_allclose(
+    compressed, _nhwc(arrays['feat_compressed']), **close
+  )
+  restored = model.apply(variables, compressed, method='restore')
+  np.testing.assert_allclose(restored, _nhwc(arrays['up_out']), **close)
+  np.testing.assert_allclose(
+    np.mean((restored - source) ** 2), arrays['loss_pres'], rtol=1e-4
+  )
+  prefix = model.apply(variables, compressed, method='project')
+  np.testing.assert_allclose(prefix, arrays['prefix'], **close)
+  target = model.apply(variables, _nhwc(arrays['feat_target']))[0]
+  np.testing.assert_allclose(target, arrays['align_target'], **close)
+  shuffled = prefill.pixel_shuffle(_nhwc(arrays['up_conv1']), 2)
+  np.testing.assert_array_equal(shuffled, _nhwc(arrays['up_shuffled']))
+
+
+D = 12
+SHAPES = {
+  # compress, k: (prefix grid, convs, has restorer, projection inputs)
+  ('full', 1): ((8, 4), 0, False, 6),
+  ('full', 2): ((4, 2), 1, True, 6),
+  ('full', 4): ((2, 1), 2, True, 6),
+  ('conv_resize', 2): ((4, 2), 1, False, 6),
+  ('conv', 4): ((2, 1), 2, True, 6),
+  ('resize', 2): ((4, 2), 0, False, 6),
+  ('unshuffle', 2): ((4, 2), 0, False, 24),
+  ('unshuffle', 4): ((2, 1), 0, False, 96),
+  ('none', 2): ((8, 4), 0, False, 6),
+  ('vq', 2): ((8, 4), 0, False, None),
+  ('vq_pool', 2): ((4, 2), 1, False, None),
+}
+
+
+@pytest.mark.parametrize(('compress', 'k'), list(SHAPES))
+def test_variants(compress, k):
+  grid, convs, restores, inputs = SHAPES[compress, k]
+  width = D if compress.startswith('vq') else 6
+  cfg = PrefixConfig(compress=compress, k=k, grid=(8, 4), width=width, out=D)
+  assert cfg.out_grid == grid
+  assert cfg.length == grid[0] * grid[1]
+  assert cfg.restores == restores
+  features = jax.random.normal(jax.random.key(0), (2, 8, 4, width))
+  model = Compressor(cfg)
+  (prefix, restored), variables = model.init_with_output(
+    jax.random.key(1), features
+  )
+  params = nn.unbox(variables).get('params', {})
+  assert prefix.shape == (2, cfg.length, D)
+  assert (restored is not None) == restores
+  if restores:
+    assert restored.shape == features.shape
+    stages = ['conv_in', 'conv_in1'][:convs]
+    assert set(params['restore']) == {*stages, 'conv_out'}
+  assert len(params.get('compress', {})) == convs
+  if inputs:
+    assert params['proj']['kernel'].shape == (inputs, D)
+    assert np.abs(params['proj']['kernel']).max() <= inputs**-0.5
+  else:
+    assert 'proj' not in params
+  if compress in ('none', 'vq') or k == 1:
+    compressed = model.apply(variables, features, method='compress')
+    np.testing.assert_array_equal(compressed, features)
+
+
+def test_init_follows_torch_defaults():
+  cfg = PrefixConfig(grid=(4, 4), width=32, out=64)
+  params = nn.unbox(
+    Compressor(cfg).init(jax.random.key(0), jnp.zeros((1, 4, 4, 32)))
+  )['params']
+  for part in (params['compress']['conv0'], params['restore']['conv_in']):
+    bound = (9 * 32) ** -0.5
+    assert 0.95 * bound < np.abs(part['kernel']).max() <= bound
+    assert 0 < np.abs(part['bias']).max() <= bound
+    np.testing.assert_allclose(
+      np.std(part['kernel']), bound / 3**0.5, rtol=0.05
+    )
+
+
+def test_stride_two_convolution_sees_the_first_pixel_in_its_middle_tap():
+  cfg = PrefixConfig(compress='conv', grid=(4, 4), width=1, out=1)
+  kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
+  params = {'compress': {'conv0': {'kernel': kernel, 'bias': jnp.zeros(1)}}}
+  delta = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(1.0)
+  out = Compressor(cfg).apply({'params': params}, delta, method='compress')
+  np.testing.assert_array_equal(out[0, :, :, 0], [[4, 0], [0, 0]])
+
+
+def test_shrink_takes_the_middle_of_each_block():
+  x = jnp.arange(64.0).reshape(1, 8, 8, 1)
+  half = np.asarray(x[0, :, :, 0]).reshape(4, 2, 4, 2).mean((1, 3))
+  np.testing.assert_array_equal(prefill.shrink(x, 2)[0, :, :, 0], half)
+  quarter = [[13.5, 17.5], [45.5, 49.5]]
+  np.testing.assert_array_equal(prefill.shrink(x, 4)[0, :, :, 0], quarter)
+
+
+def test_pixel_unshuffle_inverts_and_orders_channels():
+  x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+  packed = prefill.pixel_unshuffle(x, 2)
+  assert packed.shape == (2, 2, 3, 12)
+  np.testing.assert_array_equal(packed[0, 1, 2, 2 * 4 + 2 + 0], x[0, 3, 4, 2])
+  np.testing.assert_array_equal(prefill.pixel_shuffle(packed, 2), x)
+
+
+def test_layernorm_follows_the_projection():
+  cfg = PrefixConfig(grid=(4, 4), width=3, out=16, norm='layernorm')
+  features = 5 + jax.random.normal(jax.random.key(0), (1, 4, 4, 3))
+  (prefix, _), _ = Compressor(cfg).init_with_output(jax.random.key(1), features)
+  np.testing.assert_allclose(np.mean(prefix, -1), 0, atol=1e-5)
+  np.testing.assert_allclose(np.std(prefix, -1), 1, atol=1e-2)
+
+
+def test_off_has_no_prefix():
+  cfg = PrefixConfig(compress='off', grid=(7, 7))
+  assert cfg.out_grid is None
+  assert cfg.length == 0
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'compress': 'fulll'}, r"prefix.compress='fulll'; accepted: full, conv_"),
+    ({'k': 3}, r'prefix.k=3; accepted: 1, 2, 4'),
+    ({'norm': 'rms'}, r"prefix.norm='rms'; accepted: none, layernorm"),
+    ({'grid': (7, 8)}, r'prefix.k=2 does not divide .*7x8; accepted: 1 '),
+    ({'grid': (6, 6), 'k': 4}, r'k=4 does not divide .*6x6; accepted: 1, 2'),
+    ({'compress': 'vq', 'width': 7}, r'with width 7; accepted: .* 1280'),
+  ],
+)
+def test_impossible_settings_name_the_accepted_ones(fields, message):
+  with pytest.raises(ValueError, match=message):
+    PrefixConfig(**fields)
+
+
+def test_wrong_features_are_an_error():
+  cfg = PrefixConfig(grid=(4, 4), width=3, out=16)
+  with pytest.raises(ValueError, match=r'\(4, 2, 3\) do not fit .*\(4, 4, 3\)'):
+    Compressor(cfg).init(jax.random.key(0), jnp.zeros((1, 4, 2, 3)))
