@@ -57,7 +57,7 @@ class Record:
 
 @runtime_checkable
 class Source(Protocol):
-  """Random access to records; must be picklable and safe to share by threads."""
+  """Random access to records; picklable, and safe to share by threads."""
 
   def __len__(self) -> int:
     """Number of records, the bad ones included."""
