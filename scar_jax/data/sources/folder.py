@@ -222,7 +222,10 @@ class Folder:
 
   def _field(self, role: str, name: str, value: Any, key: str) -> Any:
     if role == 'text':
-      return checked_text(value, f'{key} field {name!r}')
+      try:
+        return checked_text(value)
+      except RecordError as error:
+        raise RecordError(key, f'field {name!r}: {error.reason}') from error
     if role == 'label':
       if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
