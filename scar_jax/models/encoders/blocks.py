@@ -1,0 +1,255 @@
+"""Building blocks that the frozen and small encoders share.
+
+In and out: token sequences `[B, L, D]`. Linear maps keep head axes in their
+parameters (`[D, 3, H, K]`), so that `tensor` splits heads, never q from k.
+Norms and softmax run in float32, matrix products in the module's dtype.
+Used by every file of this folder.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from scar_jax.models.resize import resize
+from scar_jax.sharding import annotated
+
+Act = Callable[[jax.Array], jax.Array]
+INIT = nn.initializers.truncated_normal(0.02)
+
+
+def gelu_exact(x: jax.Array) -> jax.Array:
+  """GELU by the error function, as torch's default."""
+  return nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+  """GELU's tanh form, `gelu_new` of Hugging Face."""
+  return nn.gelu(x, approximate=True)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """`x sigmoid(1.702 x)`, OpenAI CLIP's activation."""
+  return x * nn.sigmoid(1.702 * x)
+
+
+class Linear(nn.Module):
+  """`x W + b` from the last `len(axes) - len(out)` axes of x to `out`.
+
+  Attributes:
+    out: sizes of the new axes.
+    axes: logical names of all kernel axes, old ones first.
+    bias: adds b.
+    init: of the kernel.
+    dtype: of the product.
+  """
+
+  out: Sequence[int]
+  axes: Sequence[str | None]
+  bias: bool = True
+  init: Callable[..., Any] = INIT
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
+    n = len(self.axes) - len(self.out)
+    shape = (*x.shape[-n:], *self.out)
+    kernel = self.param('kernel', annotated(self.init, *self.axes), shape)
+    contract = tuple(range(x.ndim - n, x.ndim)), tuple(range(n))
+    y = jax.lax.dot_general(
+      x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ()))
+    )
+    if self.bias:
+      zeros = annotated(nn.initializers.zeros, *self.axes[n:])
+      bias = self.param('bias', zeros, tuple(self.out))
+      y = y + bias.astype(self.dtype)
+    return y
+
+
+class LayerNorm(nn.Module):
+  """Over the last axis; without parameters unless `affine`."""
+
+  eps: float = 1e-6
+  affine: bool = True
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+    if self.affine:
+      size = (x.shape[-1],)
+      ones = annotated(nn.initializers.ones, None)
+      zeros = annotated(nn.initializers.zeros, None)
+      x = x * self.param('scale', ones, size) + self.param('bias', zeros, size)
+    return x.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+  """`x / rms(x) * scale`, no mean and no bias."""
+
+  eps: float = 1e-6
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+    ones = annotated(nn.initializers.ones, None)
+    return (x * self.param('scale', ones, (x.shape[-1],))).astype(self.dtype)
+
+
+def biased_attention(
+  q: Float[Array, 'B L H K'],
+  k: Float[Array, 'B S H K'],
+  v: Float[Array, 'B S H K'],
+  scale: float,
+  bias: Float[Array, '_ H L S'] | None = None,
+  mask: Bool[Array, '_ L S'] | None = None,
+) -> Float[Array, 'B L H K']:
+  """Softmax attention with an additive bias; a fully masked row is uniform."""
+  logits = jnp.einsum(
+    'blhk,bshk->bhls', q, k, preferred_element_type=jnp.float32
+  )
+  logits = logits * scale
+  if bias is not None:
+    logits = logits + bias
+  if mask is not None:
+    lowest = jnp.finfo(jnp.float32).min
+    logits = jnp.where(mask[:, None], logits, lowest)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+  return jnp.einsum('bhls,bshk->blhk', weights, v)
+
+
+class SelfAttention(nn.Module):
+  """q, k, v from one product with bias, then heads, then `out`."""
+
+  heads: int
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'B L D'],
+    mask: Bool[Array, '_ L L'] | None = None,
+  ) -> Float[Array, 'B L D']:
+    D = x.shape[-1]
+    K = D // self.heads
+    qkv = Linear(
+      (3, self.heads, K), ('embed', None, 'heads', 'head_dim'),
+      dtype=self.dtype, name='qkv',
+    )(x)  # fmt: skip
+    q, k, v = (qkv[..., i, :, :] for i in range(3))
+    x = biased_attention(q, k, v, K**-0.5, mask=mask)
+    return Linear(
+      (D,), ('heads', 'head_dim', 'embed'), dtype=self.dtype, name='out'
+    )(x)
+
+
+class Mlp(nn.Module):
+  """`fc2(act(fc1 x))`, both with bias."""
+
+  hidden: int
+  act: Act = gelu_exact
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
+    kw = dict(dtype=self.dtype)
+    up = Linear((self.hidden,), ('embed', 'mlp'), name='fc1', **kw)(x)
+    out = (x.shape[-1],)
+    return Linear(out, ('mlp', 'embed'), name='fc2', **kw)(self.act(up))
+
+
+class SwiGLU(nn.Module):
+  """`w3(silu(gate) * value)`, [gate | value] from one product w12."""
+
+  hidden: int
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
+    kw = dict(dtype=self.dtype)
+    both = Linear((2, self.hidden), ('embed', None, 'mlp'), name='w12', **kw)(x)
+    gated = nn.silu(both[..., 0, :]) * both[..., 1, :]
+    return Linear((x.shape[-1],), ('mlp', 'embed'), name='w3', **kw)(gated)
+
+
+class PatchEmbed(nn.Module):
+  """Patches to embeddings, row-major: a convolution whose stride is its size.
+
+  Written as one matrix product, which is the same sum and much faster on CPU.
+  """
+
+  patch: int
+  width: int
+  bias: bool = True
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, 'B H W C']
+  ) -> Float[Array, 'B h w D']:
+    B, H, W, C = images.shape
+    h, w = patch_grid((H, W), self.patch)
+    p = self.patch
+    x = images.reshape(B, h, p, w, p, C).transpose(0, 1, 3, 2, 4, 5)
+    return Linear(
+      (self.width,), (None, None, None, 'embed'), bias=self.bias,
+      dtype=self.dtype, name='proj',
+    )(x)  # fmt: skip
+
+
+def patch_grid(size: tuple[int, int], patch: int) -> tuple[int, int]:
+  """(rows, columns) of patches, in whole numbers: 546 pixels by 14 is 39.
+
+  Raises:
+    ValueError: a side is not a multiple of the patch; patches are never cut
+      off or padded in silence.
+  """
+  bad = [n for n in size if n % patch or n < patch]
+  if bad:
+    near = sorted({max(n // patch + i, 1) * patch for n in bad for i in (0, 1)})
+    raise ValueError(
+      f'encoder input of {size[0]}x{size[1]} pixels (rows x columns) with '
+      f'patch {patch}; accepted: multiples of {patch}, near: '
+      f'{", ".join(map(str, near))} (set --config.model.size)'
+    )
+  return size[0] // patch, size[1] // patch
+
+
+POS_INTERP = ('offset0.1', 'size', 'size_aa')
+
+
+def fit_positions(
+  table: Float[Array, 'H W D'], grid: tuple[int, int], method: str
+) -> Float[Array, 'h w D']:
+  """A learned position table at another grid; its own grid is unchanged.
+
+  Args:
+    table: learned positions.
+    grid: (rows, columns) wanted.
+    method: 'offset0.1' is bicubic with a factor of (n + 0.1) / side, as
+      facebookresearch/dinov2; 'size' bicubic by size, as Hugging Face;
+      'size_aa' with antialias, as dinov2 with registers.
+
+  Raises:
+    ValueError: unknown method.
+  """
+  if method not in POS_INTERP:
+    raise ValueError(
+      f'pos_interp={method!r}; accepted: {", ".join(POS_INTERP)} '
+      '(set --config.model.pos_interp)'
+    )
+  side = table.shape[:2]
+  if grid == side:
+    return table
+  mode = 'bicubic_aa' if method == 'size_aa' else 'bicubic'
+  factor = None
+  if method == 'offset0.1':
+    factor = (grid[0] + 0.1) / side[0], (grid[1] + 0.1) / side[1]
+  return resize(table, grid, mode, factor)
