@@ -1,0 +1,138 @@
+"""The one attention call, and the key-value cache it reads.
+
+In: q, k, v `[B, L, H, K]` and a bool mask `[B or 1, Lq, S]` from
+`orders.layout.set_mask`. Out: `[B, Lq, H, K]`. The cache carries set ids, so
+one rule masks training, prefill and decode (method 1.3, 9.1).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from scar_jax.orders.layout import set_mask
+
+BACKENDS = ('xla',)
+# Larger than any set id: nothing may attend to a slot that holds it.
+UNWRITTEN = np.iinfo(np.int32).max
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values of all layers, with what the mask needs.
+
+  Attributes:
+    k: [layers, B, S, H, K], after RoPE (or normalisation).
+    v: [layers, B, S, H, K].
+    set_ids: int32 [S]; slots not written yet hold `UNWRITTEN`.
+    valid: bool [B, S], False at masked padding.
+    length: int32, slots written.
+  """
+
+  k: Float[Array, 'N B S H K']
+  v: Float[Array, 'N B S H K']
+  set_ids: Int[Array, ' S']
+  valid: Bool[Array, 'B S']
+  length: Int[Array, '']
+
+
+def empty_cache(
+  layers: int, batch: int, size: int, heads: int, head_dim: int, dtype: str
+) -> KVCache:
+  """A cache of `size` slots, none written."""
+  shape = (layers, batch, size, heads, head_dim)
+  return KVCache(
+    k=jnp.zeros(shape, dtype),
+    v=jnp.zeros(shape, dtype),
+    set_ids=jnp.full((size,), UNWRITTEN, jnp.int32),
+    valid=jnp.ones((batch, size), bool),
+    length=jnp.zeros((), jnp.int32),
+  )
+
+
+def cache_mask(
+  cache: KVCache,
+  set_ids: Int[Array, ' L'],
+  key_valid: Bool[Array, 'B L'] | None,
+) -> tuple[Bool[Array, 'B L S'], KVCache]:
+  """Mask of L new positions over all slots, and the cache's new bookkeeping.
+
+  The new positions take the slots `cache.length ...`; their keys and values
+  are written by the layers. Going past the last slot is the caller's mistake
+  and cannot be seen under jit when the length is traced.
+
+  Raises:
+    ValueError: more new positions than slots.
+  """
+  count, size = len(set_ids), cache.set_ids.shape[0]
+  if count > size:
+    raise ValueError(
+      f'{count} new positions do not fit a cache of {size} slots; '
+      'accepted: a cache as long as the sequence (make_cache size)'
+    )
+  at = cache.length
+  ids = jax.lax.dynamic_update_slice_in_dim(
+    cache.set_ids, jnp.asarray(set_ids, jnp.int32), at, axis=0
+  )
+  valid = cache.valid
+  if key_valid is not None:
+    valid = jax.lax.dynamic_update_slice_in_dim(valid, key_valid, at, axis=1)
+  mask = set_mask(set_ids, ids, valid, at)
+  return mask, cache.replace(set_ids=ids, valid=valid, length=at + count)
+
+
+def write_layer(
+  cache_kv: Float[Array, 'N B S H K'],
+  new: Float[Array, 'B L H K'],
+  layer: Int[Array, ''],
+  at: Int[Array, ''],
+) -> tuple[Float[Array, 'N B S H K'], Float[Array, 'B S H K']]:
+  """Writes one layer's new keys (or values), returns all of that layer's."""
+  new = new.astype(cache_kv.dtype)[None]
+  cache_kv = jax.lax.dynamic_update_slice(cache_kv, new, (layer, 0, at, 0, 0))
+  return cache_kv, jax.lax.dynamic_index_in_dim(
+    cache_kv, layer, axis=0, keepdims=False
+  )
+
+
+def attend(
+  q: Float[Array, 'B L H K'],
+  k: Float[Array, 'B S H K'],
+  v: Float[Array, 'B S H K'],
+  mask: Bool[Array, '_ L S'],
+  scale: float | None = None,
+  backend: str = 'xla',
+  dropout: float = 0.0,
+  rng: Array | None = None,
+) -> Float[Array, 'B L H K']:
+  """Softmax attention under a mask; logits and softmax in float32.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    mask: True where a query may attend; leading axis B or 1.
+    scale: of the logits, K**-0.5 by default.
+    backend: a value of `BACKENDS`.
+    dropout: rate on the attention weights, needs `rng`.
+    rng: a PRNG key; None for no dropout.
+
+  Raises:
+    ValueError: unknown backend.
+  """
+  if backend not in BACKENDS:
+    raise ValueError(
+      f'attention backend {backend!r}; accepted: {", ".join(BACKENDS)} '
+      '(set --config.model.attention)'
+    )
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  logits = jnp.einsum(
+    'blhk,bshk->bhls', q, k, preferred_element_type=jnp.float32
+  )
+  logits = jnp.where(mask[:, None], logits * scale, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(logits, axis=-1)
+  if dropout and rng is not None:
+    keep = jax.random.bernoulli(rng, 1.0 - dropout, weights.shape)
+    weights = jnp.where(keep, weights / (1.0 - dropout), 0.0)
+  return jnp.einsum('bhls,bshk->blhk', weights.astype(v.dtype), v)

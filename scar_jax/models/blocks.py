@@ -1,0 +1,265 @@
+"""One transformer block: LlamaGen's, or VAR's with adaptive LayerNorm.
+
+In: the residual stream, what is the same for all layers (`Shared`), and the
+layer's number and drop-path rate. Out: the residual stream and the cache.
+`decoder.py` stacks them with `nn.scan`. Source: method 3.2, 4.3, 4.4.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from scar_jax.models import layers as nl
+from scar_jax.models.attention import attend, write_layer
+from scar_jax.sharding import annotated, constrain
+
+
+class Shared(NamedTuple):
+  """What every layer reads.
+
+  Attributes:
+    mask: bool [B or 1, L, S].
+    rope: spread (cos, sin), or None without rotary embedding.
+    at: int32 first cache slot to write, or None without a cache.
+    cond: AdaLN input: silu(cond) [B, D], or [B, 6, D] when shared; or None.
+  """
+
+  mask: Array
+  rope: tuple[Array, Array] | None
+  at: Array | None
+  cond: Array | None
+
+
+class Carry(NamedTuple):
+  """What goes from layer to layer: residual stream, cached k and v."""
+
+  x: Array
+  k: Array | None
+  v: Array | None
+
+
+def scaled(init: Any, *factors: tuple[slice, float]) -> Any:
+  """An initialiser with blocks of the last axis multiplied."""
+
+  def call(key: Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+    value = init(key, shape, dtype)
+    for part, factor in factors:
+      value = value.at[..., part].multiply(factor)
+    return value
+
+  return call
+
+
+def l2norm(x: Array) -> Array:
+  """X / max(|x|, 1e-12) over the last axis, in float32."""
+  x = x.astype(jnp.float32)
+  square = jnp.sum(x * x, -1, keepdims=True)
+  # The clamp sits under the root: the gradient at a zero vector stays finite.
+  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def ada_std(width: int) -> float:
+  """Standard deviation of VAR's initial weights."""
+  return math.sqrt(1 / (3 * width))
+
+
+class Attention(nn.Module):
+  """Fused qkv, rotary or cosine attention, cache, output projection."""
+
+  cfg: Any
+
+  @nn.compact
+  def __call__(
+    self, x: Array, carry: Carry, shared: Shared, layer: Array, rng: Any
+  ) -> tuple[Array, Carry]:
+    """[B, L, D] -> the branch's output [B, L, D] and the cache."""
+    cfg = self.cfg
+    heads, head_dim = cfg.heads, cfg.head_dim
+    ada = cfg.block == 'adaln'
+    init = nn.initializers.normal(ada_std(cfg.width) if ada else cfg.init_std)
+    qkv = nl.Dense(
+      (3, heads, head_dim),
+      ('embed', None, 'heads', 'head_dim'),
+      init=init,
+      dtype=cfg.dtype,
+      name='qkv',
+    )(x)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    scale = head_dim**-0.5
+    if ada:
+      zeros = annotated(nn.initializers.zeros, 'heads', 'head_dim')
+      shape = (heads, head_dim)
+      q = q + self.param('q_bias', zeros, shape).astype(q.dtype)
+      v = v + self.param('v_bias', zeros, shape).astype(v.dtype)
+      scale *= 0.25
+      if cfg.qk_norm:
+        scale = 1.0
+        log_scale = self.param(
+          'log_scale',
+          annotated(nn.initializers.constant(math.log(4.0)), 'heads', None),
+          (heads, 1),
+        )
+        factor = jnp.exp(jnp.minimum(log_scale, math.log(100.0)))
+        q = (l2norm(q) * factor).astype(q.dtype)
+        k = l2norm(k).astype(k.dtype)
+    if shared.rope is not None:
+      q, k = nl.rotate(q, *shared.rope), nl.rotate(k, *shared.rope)
+    q = constrain(q, 'batch', 'length', 'act_heads', 'head_dim')
+    k = constrain(k, 'batch', 'length', 'act_heads', 'head_dim')
+    v = constrain(v, 'batch', 'length', 'act_heads', 'head_dim')
+    if shared.at is not None:
+      k_all, k = write_layer(carry.k, k, layer, shared.at)
+      v_all, v = write_layer(carry.v, v, layer, shared.at)
+      carry = carry._replace(k=k_all, v=v_all)
+    out = attend(
+      q,
+      k,
+      v,
+      shared.mask,
+      scale=scale,
+      backend=cfg.attention,
+      dropout=cfg.attn_dropout,
+      rng=rng,
+    )
+    out = nl.Dense(
+      (cfg.width,),
+      ('heads', 'head_dim', 'embed'),
+      in_dims=2,
+      use_bias=ada,
+      init=_residual_init(cfg, init) if ada else init,
+      dtype=cfg.dtype,
+      name='out',
+    )(out)
+    return out, carry
+
+
+def _residual_init(cfg: Any, init: Any) -> Any:
+  return scaled(init, (slice(None), 1 / math.sqrt(2 * cfg.layers)))
+
+
+class LlamaBlock(nn.Module):
+  """x + Attn(RMSNorm x), then + SwiGLU(RMSNorm x)."""
+
+  cfg: Any
+  deterministic: bool = True
+
+  @nn.compact
+  def __call__(
+    self, carry: Carry, layer: Array, path_rate: Array, shared: Shared
+  ) -> tuple[Carry, None]:
+    """One layer; the None is `nn.scan`'s stacked output."""
+    cfg = self.cfg
+    keys = _keys(self, cfg)
+    normed = nl.RMSNorm(cfg.norm_eps, cfg.dtype, name='attn_norm')(carry.x)
+    h, carry = Attention(cfg, name='attn')(
+      normed, carry, shared, layer, keys[0]
+    )
+    x = _add(cfg, carry.x, h, cfg.resid_dropout, path_rate, keys[1], keys[2])
+    normed = nl.RMSNorm(cfg.norm_eps, cfg.dtype, name='ffn_norm')(x)
+    h = nl.SwiGLU(
+      cfg.hidden, nn.initializers.normal(cfg.init_std), cfg.dtype, name='ffn'
+    )(normed)
+    x = _add(cfg, x, h, cfg.ffn_dropout, path_rate, keys[3], keys[4])
+    self.sow('intermediates', 'block', x)
+    return carry._replace(x=x), None
+
+
+class AdaLNBlock(nn.Module):
+  """VAR's block: both branches shifted, scaled and gated by the condition."""
+
+  cfg: Any
+  deterministic: bool = True
+
+  @nn.compact
+  def __call__(
+    self, carry: Carry, layer: Array, path_rate: Array, shared: Shared
+  ) -> tuple[Carry, None]:
+    """One layer; the None is `nn.scan`'s stacked output."""
+    cfg, width = self.cfg, self.cfg.width
+    std = ada_std(width)
+    keys = _keys(self, cfg)
+    if cfg.shared_ada:
+      # N(0, 1) / sqrt(C), then the same factors as the per-block projection.
+      init = nn.initializers.normal(width**-0.5)
+      own = self.param(
+        'ada_bias',
+        annotated(_ada_rows(init, cfg.ada_gate), None, 'embed'),
+        (6, width),
+      )
+      ada = shared.cond + own[None]
+    else:
+      init = nn.initializers.normal(std)
+      gates, rest = slice(0, 2 * width), slice(2 * width, None)
+      ada = nl.Dense(
+        (6 * width,),
+        ('embed', 'mlp'),
+        use_bias=True,
+        init=scaled(init, (gates, cfg.ada_gate), (rest, 0.5)),
+        dtype=cfg.dtype,
+        name='ada',
+      )(shared.cond)
+      ada = ada.reshape(-1, 6, width)
+    parts = [ada[:, i, None].astype(cfg.dtype) for i in range(6)]
+    gate1, gate2, scale1, scale2, shift1, shift2 = parts
+
+    normed = nl.layer_norm(carry.x, cfg.norm_eps).astype(cfg.dtype)
+    h, carry = Attention(cfg, name='attn')(
+      normed * (1 + scale1) + shift1, carry, shared, layer, keys[0]
+    )
+    h = gate1 * nl.dropout(h, cfg.resid_dropout, keys[1])
+    x = _add(cfg, carry.x, h, 0.0, path_rate, None, keys[2])
+    normed = nl.layer_norm(x, cfg.norm_eps).astype(cfg.dtype)
+    init = nn.initializers.normal(std)
+    h = nl.GeluMLP(
+      cfg.hidden,
+      width,
+      init=init,
+      init_out=_residual_init(cfg, init),
+      dtype=cfg.dtype,
+      name='ffn',
+    )(normed * (1 + scale2) + shift2)
+    h = gate2 * nl.dropout(h, cfg.ffn_dropout, keys[3])
+    x = _add(cfg, x, h, 0.0, path_rate, None, keys[4])
+    self.sow('intermediates', 'block', x)
+    return carry._replace(x=x), None
+
+
+def _ada_rows(init: Any, gate: float) -> Any:
+  def call(key: Array, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+    rows = jnp.array([gate, gate, 0.5, 0.5, 0.5, 0.5], dtype)
+    return init(key, shape, dtype) * rows[:, None]
+
+  return call
+
+
+def _keys(block: Any, cfg: Any) -> list[Any]:
+  """Keys of attention, residual, path, FFN and second path; None where off."""
+  rates = (
+    cfg.attn_dropout,
+    cfg.resid_dropout,
+    cfg.drop_path,
+    cfg.ffn_dropout,
+    cfg.drop_path,
+  )
+  off = block.deterministic
+  return [None if off or not r else block.make_rng('dropout') for r in rates]
+
+
+def _add(
+  cfg: Any,
+  x: Array,
+  branch: Array,
+  rate: float,
+  path_rate: Array,
+  key: Any,
+  path_key: Any,
+) -> Array:
+  """Residual sum, in the residual type."""
+  branch = nl.dropout(branch, rate, key)
+  branch = nl.drop_path(branch, path_rate, path_key)
+  x = x + branch.astype(x.dtype)
+  return constrain(x, 'batch', 'length', 'act_embed')

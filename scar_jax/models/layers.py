@@ -1,0 +1,246 @@
+"""Layers that the decoder and the assembled model share.
+
+Norms, dense projections over named axes, feed-forwards, rotary tables, token
+embeddings, dropout and drop path. Parameters are float32; norms and rotations
+compute in float32 and return the compute type. Source: method 3.2-3.4, 4.3.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from scar_jax.sharding import annotated, constrain
+
+Init = Callable[..., Any]
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) in float32, cast to `dtype`, times a learned scale."""
+
+  eps: float = 1e-5
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '*B D']) -> Float[Array, '*B D']:
+    """Normalises the last axis."""
+    scale = self.param(
+      'scale', annotated(nn.initializers.ones, None), (x.shape[-1],)
+    )
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
+    return x.astype(self.dtype) * scale.astype(self.dtype)
+
+
+def layer_norm(x: Float[Array, '*B D'], eps: float) -> Float[Array, '*B D']:
+  """LayerNorm without scale or bias, in float32."""
+  x = x.astype(jnp.float32)
+  x = x - jnp.mean(x, -1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+
+
+class Dense(nn.Module):
+  """Linear map of the last `in_dims` axes to `features`, one matmul.
+
+  Attributes:
+    features: sizes of the new axes.
+    axes: logical names of all kernel axes, input axes first.
+    in_dims: how many input axes are summed over.
+    use_bias: adds a bias of shape `features`, zero at the start.
+    init: of the kernel.
+    dtype: of the matmul.
+    out_dtype: of the result, `dtype` by default.
+  """
+
+  features: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  in_dims: int = 1
+  use_bias: bool = False
+  init: Init = nn.initializers.normal(0.02)
+  dtype: str = 'float32'
+  out_dtype: str | None = None
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
+    """[*B, *in] -> [*B, *features]."""
+    shape = (*x.shape[x.ndim - self.in_dims :], *self.features)
+    kernel = self.param('kernel', annotated(self.init, *self.axes), shape)
+    summed = (
+      tuple(range(x.ndim - self.in_dims, x.ndim)),
+      tuple(range(self.in_dims)),
+    )
+    x = jax.lax.dot_general(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      (summed, ((), ())),
+      preferred_element_type=self.out_dtype,
+    )
+    if self.use_bias:
+      zeros = annotated(nn.initializers.zeros, *self.axes[self.in_dims :])
+      x = x + self.param('bias', zeros, self.features).astype(x.dtype)
+    return x
+
+
+class SwiGLU(nn.Module):
+  """w2(silu(w1 x) * w3 x), no biases."""
+
+  hidden: int
+  init: Init = nn.initializers.normal(0.02)
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
+    """[B, L, D] -> [B, L, D]."""
+
+    def dense(size: int, name: str, *axes: str) -> Dense:
+      return Dense((size,), axes, init=self.init, dtype=self.dtype, name=name)
+
+    h = nn.silu(dense(self.hidden, 'w1', 'embed', 'mlp')(x))
+    h = h * dense(self.hidden, 'w3', 'embed', 'mlp')(x)
+    h = constrain(h, 'batch', 'length', 'act_mlp')
+    return dense(x.shape[-1], 'w2', 'mlp', 'embed')(h)
+
+
+class GeluMLP(nn.Module):
+  """fc2(gelu_tanh(fc1 x)), with or without biases."""
+
+  hidden: int
+  out: int
+  use_bias: bool = True
+  init: Init = nn.initializers.normal(0.02)
+  init_out: Init | None = None
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L O']:
+    """[B, L, D] -> [B, L, out]."""
+
+    def dense(size: int, name: str, init: Init, *axes: str) -> Dense:
+      return Dense(
+        (size,),
+        axes,
+        use_bias=self.use_bias,
+        init=init,
+        dtype=self.dtype,
+        name=name,
+      )
+
+    h = dense(self.hidden, 'fc1', self.init, 'embed', 'mlp')(x)
+    h = nn.gelu(h, approximate=True)
+    init = self.init_out or self.init
+    return dense(self.out, 'fc2', init, 'mlp', 'embed')(h)
+
+
+class Embed(nn.Module):
+  """A table of vectors; ids outside it are clipped, callers mask them."""
+
+  count: int
+  width: int
+  init: Init = nn.initializers.normal(0.02)
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, ids: Int[Array, '*B']) -> Float[Array, '*B D']:
+    """Rows of the table."""
+    table = self.param(
+      'embedding',
+      annotated(self.init, 'vocab', 'embed'),
+      (self.count, self.width),
+    )
+    return jnp.take(table, ids, axis=0, mode='clip').astype(self.dtype)
+
+
+def rope_table(
+  positions: Float[Array, '*B L 2'],
+  head_dim: int,
+  base: float = 10000.0,
+  zero_rows: Bool[Array, ' L'] | None = None,
+) -> tuple[Float[Array, '*B L F'], Float[Array, '*B L F']]:
+  """(cos, sin) of the 2D rotary embedding, [..., L, head_dim / 2] float32.
+
+  Row angles come first, then column angles, each with head_dim / 4
+  frequencies base ** (-4 j / head_dim). Numpy in, numpy out.
+
+  Args:
+    positions: (row, column) of each position.
+    head_dim: a multiple of 4.
+    base: of the frequencies.
+    zero_rows: rows where cos and sin are both 0: q and k become zero vectors.
+
+  Raises:
+    ValueError: head_dim is not a multiple of 4.
+  """
+  if head_dim % 4:
+    raise ValueError(
+      f'head dim {head_dim} (width / heads) with a rotary embedding; accepted: '
+      'multiples of 4 (set --config.model.width or heads)'
+    )
+  xp: Any = np if isinstance(positions, np.ndarray) else jnp
+  j = np.arange(head_dim // 4, dtype=np.float32)
+  freq = 1.0 / np.float32(base) ** (2 * j / np.float32(head_dim / 2))
+  angles = positions.astype(np.float32)[..., None] * freq.astype(np.float32)
+  angles = angles.reshape(*positions.shape[:-1], head_dim // 2)
+  cos, sin = xp.cos(angles), xp.sin(angles)
+  if zero_rows is not None:
+    kept = xp.where(zero_rows, np.float32(0), np.float32(1))[:, None]
+    cos, sin = cos * kept, sin * kept
+  return cos, sin
+
+
+def spread_rope(
+  rope: tuple[Float[Array, '*B L F'], Float[Array, '*B L F']],
+) -> tuple[Float[Array, '_ L 1 K'], Float[Array, '_ L 1 K']]:
+  """The table with both members of a pair written out, once for all layers."""
+
+  def spread(x: Array) -> jax.Array:
+    x = jnp.repeat(jnp.asarray(x), 2, axis=-1)[..., None, :]
+    return x[None] if x.ndim == 3 else x
+
+  return spread(rope[0]), spread(rope[1])
+
+
+def rotate(
+  x: Float[Array, 'B L H K'],
+  cos: Float[Array, '_ L 1 K'],
+  sin: Float[Array, '_ L 1 K'],
+) -> Float[Array, 'B L H K']:
+  """Rotates pairs (2i, 2i + 1) by a spread table, in float32."""
+  y = x.astype(jnp.float32)
+  even = np.arange(y.shape[-1]) % 2 == 0
+  # Rolls instead of strided slices: the pair axis never becomes a minor axis
+  # of size 2, which accelerators lay out badly.
+  swapped = jnp.where(even, -jnp.roll(y, -1, -1), jnp.roll(y, 1, -1))
+  return (y * cos + swapped * sin).astype(x.dtype)
+
+
+def apply_rope(
+  x: Float[Array, 'B L H K'],
+  rope: tuple[Float[Array, '*B L F'], Float[Array, '*B L F']],
+) -> Float[Array, 'B L H K']:
+  """Rotates q or k by a table of `rope_table`."""
+  return rotate(x, *spread_rope(rope))
+
+
+def dropout(
+  x: Float[Array, '*B'], rate: float, rng: Array | None
+) -> Float[Array, '*B']:
+  """Zeroes elements with probability `rate`; None or 0 leaves x alone."""
+  if rng is None or not rate:
+    return x
+  keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def drop_path(
+  x: Float[Array, 'B L D'], rate: float | Array, rng: Array | None
+) -> Float[Array, 'B L D']:
+  """Drops a whole branch per sample, the rest scaled by 1 / keep."""
+  if rng is None:
+    return x
+  keep = 1.0 - jnp.asarray(rate, jnp.float32)
+  kept = jax.random.bernoulli(rng, keep, (x.shape[0], 1, 1))
+  return x * (kept / keep).astype(x.dtype)
