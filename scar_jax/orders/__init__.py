@@ -1,1 +1,66 @@
 """Orders: how a target is cut into sets, and the layout of a sequence."""
+
+from scar_jax.orders.layout import (
+  Inputs,
+  Layout,
+  Order,
+  SampleState,
+  make_layout,
+  set_mask,
+)
+from scar_jax.orders.random import RandomOrder, cosine_sizes
+from scar_jax.orders.raster import RasterOrder
+from scar_jax.orders.scale import ScaleOrder
+
+ORDERS = ('raster', 'scale', 'random')
+
+__all__ = [
+  'ORDERS',
+  'Inputs',
+  'Layout',
+  'Order',
+  'RandomOrder',
+  'RasterOrder',
+  'SampleState',
+  'ScaleOrder',
+  'cosine_sizes',
+  'make_layout',
+  'make_order',
+  'set_mask',
+]
+
+
+def make_order(
+  name: str,
+  grid: tuple[int, int],
+  num_sets: int = 16,
+  patch_nums: tuple[int, ...] | None = None,
+) -> Order:
+  """The order of a name.
+
+  Args:
+    name: a value of `ORDERS`.
+    grid: (h, w) of the target tokens.
+    num_sets: sets of the random order.
+    patch_nums: sides of the scale order, the last is the grid's.
+
+  Raises:
+    ValueError: an unknown name, or scales that do not end in the grid.
+  """
+  if name == 'raster':
+    return RasterOrder(grid)
+  if name == 'random':
+    return RandomOrder(grid, num_sets)
+  if name != 'scale':
+    raise ValueError(
+      f'order.name={name!r}; accepted: {", ".join(ORDERS)} '
+      '(set --config.order.name)'
+    )
+  sides = tuple(patch_nums or (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
+  if (sides[-1], sides[-1]) != tuple(grid):
+    raise ValueError(
+      f'order.patch_nums={sides} for a token grid of {grid}; accepted: square '
+      'grids, the last scale as large as the grid '
+      '(set --config.order.patch_nums)'
+    )
+  return ScaleOrder(sides)
