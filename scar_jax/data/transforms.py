@@ -222,7 +222,12 @@ def _upright(image: Image.Image) -> Image.Image:
   except Exception:
     orientation = 1
   turn = _ORIENTATION.get(orientation)
-  return image if turn is None else image.transpose(turn)
+  if turn is None:
+    return image
+  image = image.transpose(turn)
+  for block in ('exif', 'xmp', 'XML:com.adobe.xmp', 'Raw profile type exif'):
+    image.info.pop(block, None)  # it would turn the picture once more
+  return image
 
 
 def _rgb(image: Image.Image, name: str) -> np.ndarray:
@@ -277,6 +282,8 @@ def to_byte_range(
     return array.astype(np.uint8) * 255
   if array.dtype == np.uint8:
     return array
+  if array.dtype.kind not in 'uif':
+    raise RecordError(name, f'values of type {array.dtype} are no picture')
   wide = array.dtype == np.uint16
   # Comparisons with NaN are false, so NaN fails here too.
   if not wide and not (
