@@ -1,0 +1,329 @@
+"""The assembled model: condition + text + order -> logits and loss terms.
+
+In: target tokens `[B, N]` and `Conditions`. Out: `ScarOutput` for training;
+`prefill` and `decode` for the sampler. The sequence is always
+[prefix; text; target inputs], masked by set ids alone. Called by
+`train/tasks/scar.py` and `sampling.py`. Source: method 3.7, 7.1, 9.1.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from scar_jax.models.attention import KVCache
+from scar_jax.models.condition import TextEmbedder, drop_conditions
+from scar_jax.models.decoder import SetDecoder, make_cache
+from scar_jax.models.layers import apply_rope, rope_table
+from scar_jax.models.prefill import Compressor
+from scar_jax.models.scar_config import ScarConfig
+from scar_jax.orders.layout import CONTENT, QUERY, Inputs
+from scar_jax.sharding import annotated, constrain
+
+
+@struct.dataclass
+class Conditions:
+  """What a sample is made from. Fields that the config does not use are None.
+
+  Attributes:
+    features: frozen encoder features of the condition image.
+    source_tokens: its token grid instead, for the vq prefixes.
+    text: token ids ('byte') or T5 features ('t5').
+    text_mask: True at real tokens; an all-False row is the null text.
+    label: class ids.
+    null_text: rows whose text or class becomes the null one.
+    null_prefix: rows whose prefix becomes the null one.
+  """
+
+  features: Float[Array, 'B h w d'] | None = None
+  source_tokens: Int[Array, 'B h w'] | None = None
+  text: Int[Array, 'B T'] | Float[Array, 'B T F'] | None = None
+  text_mask: Bool[Array, 'B T'] | None = None
+  label: Int[Array, ' B'] | None = None
+  null_text: Bool[Array, ' B'] | None = None
+  null_prefix: Bool[Array, ' B'] | None = None
+
+
+@struct.dataclass
+class ScarOutput:
+  """A training forward pass.
+
+  Attributes:
+    logits: float32, one row per target in target order.
+    targets: the tokens these rows predict.
+    hidden: states of all positions after the final norm.
+    hidden_prefix: H_s, states that alignment compares.
+    align_target: P_t, from the target image; None without its features.
+    restored: U_k(F_c) of the condition image, None without a restorer.
+  """
+
+  logits: Float[Array, 'B N V']
+  targets: Int[Array, 'B N']
+  hidden: Float[Array, 'B L D']
+  hidden_prefix: Float[Array, 'B P D'] | None
+  align_target: Float[Array, 'B P D'] | None
+  restored: Float[Array, 'B h w d'] | None
+
+
+class _Set0(NamedTuple):
+  x: Float[Array, 'B L D']
+  valid: Bool[Array, 'B L'] | None  # None: no key is hidden
+  restored: Float[Array, 'B h w d'] | None
+
+
+def _standardise(x: Float[Array, '... D']) -> Float[Array, '... D']:
+  x = x.astype(jnp.float32)
+  mean = jnp.mean(x, axis=-1, keepdims=True)
+  return (x - mean) * jax.lax.rsqrt(jnp.var(x, -1, keepdims=True) + 1e-6)
+
+
+class Scar(nn.Module):
+  """Semantic-context autoregressive model."""
+
+  cfg: ScarConfig
+
+  def setup(self):
+    cfg = self.cfg
+    D = cfg.decoder.width
+    self.layout = cfg.make_layout()
+    self.order = cfg.make_order()
+    self.decoder = SetDecoder(cfg.decoder, name='decoder')
+    if cfg.prefix.compress != 'off':
+      self.prefix = Compressor(cfg.prefix, name='prefix')
+    if cfg.has_null_prefix:
+      init = annotated(nn.initializers.normal(D**-0.5), None, 'embed')
+      shape = (cfg.prefix.length, D)
+      self.null_prefix = self.param('null_prefix', init, shape)
+    if cfg.text.kind != 'none':
+      self.text = TextEmbedder(cfg.text, D, name='text')
+    if cfg.order == 'random':
+      init = annotated(nn.initializers.normal(0.02), 'embed')
+      self.query = self.param('query', init, (D,))
+    self.dropout = nn.Dropout(cfg.token_dropout)
+
+  def _batch(self, cond: Conditions) -> int:
+    return jax.tree.leaves(cond)[0].shape[0]
+
+  def _prefix(self, cond: Conditions) -> tuple[jax.Array, jax.Array | None]:
+    cfg = self.cfg.prefix
+    if cfg.from_tokens:
+      source = self.decoder.embed(_given(cond, 'source_tokens'))
+      source = source.reshape(source.shape[0], *cfg.grid, cfg.width)
+    else:
+      # The encoder is frozen: nothing flows back into it.
+      source = jax.lax.stop_gradient(_given(cond, 'features'))
+    compressed = self.prefix.compress(source)
+    restored = self.prefix.restore(compressed) if cfg.restores else None
+    x = self.prefix.project(compressed)
+    if cond.null_prefix is None:
+      return x, restored
+    if not self.cfg.has_null_prefix:
+      raise ValueError(
+        'null prefixes asked from a model without one; accepted: a model '
+        "trained with --config.model.cond_dropout=joint, or guidance on 'text'"
+      )
+    null = jnp.asarray(self.null_prefix)
+    if cfg.null == 'fixed':
+      null = jax.lax.stop_gradient(null)
+    return jnp.where(cond.null_prefix[:, None, None], null, x), restored
+
+  def set0(self, cond: Conditions, deterministic: bool = True) -> _Set0:
+    """Embeddings of prefix and text, and which of their keys are hidden."""
+    cfg = self.cfg
+    batch = self._batch(cond)
+    parts, valid, restored = [], None, None
+    if cfg.prefix.compress != 'off':
+      prefix, restored = self._prefix(cond)
+      parts.append(prefix)
+    if cfg.text.kind != 'none':
+      null = cond.null_text
+      null = jnp.zeros(batch, bool) if null is None else null
+      if cfg.text.kind == 'label':
+        text = self.text.label(_given(cond, 'label'), null)
+      else:
+        text, seen = self.text.text(
+          _given(cond, 'text'), _given(cond, 'text_mask'), null
+        )
+        if cfg.text.mask_pad:
+          ones = jnp.ones((batch, cfg.prefix.length), bool)
+          valid = jnp.concatenate([ones, seen], axis=1)
+      parts.append(self.dropout(text, deterministic=deterministic))
+    return _Set0(jnp.concatenate(parts, axis=1), valid, restored)
+
+  def _rope(self, positions, zero=None):
+    cfg = self.cfg.decoder
+    return rope_table(positions, cfg.head_dim, cfg.rope_base, zero)
+
+  def _embed(self, inputs: Inputs, rope) -> Float[Array, 'B M D']:
+    """Embeds target inputs by kind; `rope` is that of the same positions."""
+    kinds = jnp.asarray(inputs.kind)
+    x = self.decoder.embed(jnp.maximum(inputs.tokens, 0))
+    if QUERY in inputs.kind:
+      # RandAR: one shared vector, made position-specific by rotation.
+      shape = (*x.shape[:2], self.cfg.decoder.heads, self.cfg.decoder.head_dim)
+      query = jnp.broadcast_to(self.query, x.shape).reshape(shape)
+      query = apply_rope(query, rope).reshape(x.shape)
+      x = jnp.where((kinds == CONTENT)[:, None], x, query.astype(x.dtype))
+    return x
+
+  def __call__(
+    self,
+    tokens: Int[Array, 'B N'],
+    cond: Conditions,
+    target_features: Float[Array, 'B h w d'] | None = None,
+    draws: Float[Array, ' B'] | None = None,
+    perm: Int[Array, 'B N'] | None = None,
+    deterministic: bool = True,
+  ) -> ScarOutput:
+    """A teacher-forced pass.
+
+    Args:
+      tokens: target tokens, row-major.
+      cond: conditions.
+      target_features: encoder features of the target image, for alignment.
+      draws: uniform numbers of the condition dropout; drawn from the rng
+        'condition' in training if absent, no dropout otherwise.
+      perm: permutations of the random order; drawn from 'order' if absent.
+      deterministic: no dropout of any kind (other than by `draws`).
+    """
+    cfg, layout = self.cfg, self.layout
+    batch = tokens.shape[0]
+    if draws is None and not deterministic:
+      draws = jax.random.uniform(self.make_rng('condition'), (batch,))
+    if draws is not None:
+      cond = self._dropped(cond, draws)
+    if perm is None and cfg.order == 'random':
+      keys = jax.random.split(self.make_rng('order'), batch)
+      perm = jax.vmap(jax.random.permutation, (0, None))(keys, tokens.shape[1])
+    set0 = self.set0(cond, deterministic)
+    inputs = self.order.train_inputs(tokens, perm)
+    target_pos = layout.target_positions(inputs)
+    pos0 = jnp.asarray(layout.positions)
+    if target_pos.ndim == 3:  # one permutation per sample
+      pos0 = jnp.broadcast_to(pos0, (batch, *pos0.shape))
+    positions = jnp.concatenate([pos0, target_pos], axis=-2)
+    zero = jnp.pad(jnp.asarray(layout.zero_rope), (0, layout.target_len))
+    rope = self._rope(positions, zero)
+    x = self._embed(
+      inputs, jax.tree.map(lambda t: t[..., layout.set0_len :, :], rope)
+    )
+    if cfg.token_dropout_scope == 'all':
+      x = self.dropout(x, deterministic=deterministic)
+    x = jnp.concatenate([set0.x, x.astype(set0.x.dtype)], axis=1)
+    valid = set0.valid
+    if valid is not None:
+      pad = ((0, 0), (0, layout.target_len))
+      valid = jnp.pad(valid, pad, constant_values=True)
+    x = constrain(x, 'batch', 'length', 'act_embed')
+    pre_norm, _ = self.decoder.blocks(
+      x,
+      rope,
+      jnp.asarray(layout.set_ids),
+      key_valid=valid,
+      deterministic=deterministic,
+    )
+    hidden = self.decoder.final_norm(pre_norm)
+    logits = self.decoder.logits(hidden[:, layout.logit_index])
+    return ScarOutput(
+      logits=logits,
+      targets=self.order.targets(tokens, perm),
+      hidden=hidden,
+      restored=set0.restored,
+      **self._alignment(hidden, pre_norm, target_features),
+    )
+
+  def _dropped(self, cond: Conditions, draws: Float[Array, ' B']) -> Conditions:
+    cfg = self.cfg
+    text, prefix = drop_conditions(
+      draws, cfg.cond_dropout, cfg.text_dropout, cfg.prefix_dropout
+    )
+    if cond.null_text is not None:
+      text = text | cond.null_text
+    if cfg.cond_dropout == 'text':
+      return cond.replace(null_text=text)
+    if cond.null_prefix is not None:
+      prefix = prefix | cond.null_prefix
+    return cond.replace(null_text=text, null_prefix=prefix)
+
+  def _alignment(self, hidden, pre_norm, target_features):
+    """H_s and P_t; the same compressor and projection make both prefixes."""
+    cfg = self.cfg
+    if not cfg.aligns:
+      return {'hidden_prefix': None, 'align_target': None}
+    states = hidden if cfg.align_hidden == 'post_norm' else pre_norm
+    states, target = states[:, : self.layout.prefix_len], None
+    if target_features is not None:
+      features = jax.lax.stop_gradient(target_features)
+      target = self.prefix.project(self.prefix.compress(features))
+    if cfg.align_hidden == 'pre_norm':
+      states = _standardise(states)
+      target = None if target is None else _standardise(target)
+    return {'hidden_prefix': states, 'align_target': target}
+
+  def prefill(
+    self, cond: Conditions, cache_size: int
+  ) -> tuple[Float[Array, 'B 1 V'], KVCache]:
+    """Set 0 into a new cache; logits of its last position.
+
+    Args:
+      cond: conditions, all guidance branches stacked along the batch.
+      cache_size: slots, at least `layout.length`.
+    """
+    layout = self.layout
+    set0 = self.set0(cond)
+    cfg = self.cfg.decoder
+    cache = make_cache(cfg, set0.x.shape[0], cache_size, cfg.dtype)
+    rope = self._rope(
+      jnp.asarray(layout.positions), jnp.asarray(layout.zero_rope)
+    )
+    hidden, cache = self.decoder(
+      set0.x,
+      rope,
+      jnp.asarray(layout.set_ids[: layout.set0_len]),
+      cache=cache,
+      key_valid=set0.valid,
+    )
+    return self.decoder.logits(hidden[:, -1:]), cache
+
+  def decode(
+    self, inputs: Inputs, cache: KVCache
+  ) -> tuple[Float[Array, 'B M V'], KVCache]:
+    """One sampling step: logits of all its inputs."""
+    rope = self._rope(self.layout.target_positions(inputs))
+    x = self._embed(inputs, rope)
+    hidden, cache = self.decoder(x, rope, inputs.set_ids, cache=cache)
+    return self.decoder.logits(hidden), cache
+
+
+def _given(cond: Conditions, name: str) -> jax.Array:
+  value = getattr(cond, name)
+  if value is None:
+    raise ValueError(
+      f'the model needs conditions.{name} and got None; accepted: an array '
+      '(see the data source, or set prefix.compress and text.kind to match)'
+    )
+  return value
+
+
+def empty_conditions(cfg: ScarConfig, batch: int) -> Conditions:
+  """Zeros of the right shapes, for initialisation."""
+  fields: dict[str, jax.Array] = {}
+  prefix, text = cfg.prefix, cfg.text
+  if prefix.from_tokens:
+    fields['source_tokens'] = jnp.zeros((batch, *prefix.grid), jnp.int32)
+  elif prefix.compress != 'off':
+    fields['features'] = jnp.zeros((batch, *prefix.grid, prefix.width))
+  if text.kind == 'label':
+    fields['label'] = jnp.zeros(batch, jnp.int32)
+  elif text.kind != 'none':
+    shape = (batch, text.length)
+    fields['text_mask'] = jnp.ones(shape, bool)
+    fields['text'] = (
+      jnp.zeros(shape, jnp.int32)
+      if text.kind == 'byte'
+      else jnp.zeros((*shape, text.width))
+    )
+  return Conditions(**fields)

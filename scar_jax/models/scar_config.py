@@ -1,0 +1,118 @@
+"""The frozen config of the assembled model, and its checks.
+
+In: the configs of the parts and the flags of method section 12. Out: derived
+objects (`order`, `layout`) that `models/scar.py` and `sampling.py` build on.
+Plain fields only, so that an artifact can store it as JSON.
+"""
+
+import dataclasses
+import functools
+
+from scar_jax.models.condition import TextCondition
+from scar_jax.models.decoder import DecoderConfig
+from scar_jax.models.prefill import PrefixConfig
+from scar_jax.orders.layout import Layout, Order, make_layout
+from scar_jax.orders.raster import RasterOrder
+
+_CHOICES = {
+  # The scale order needs its own block and value embeddings.
+  'order': ('raster', 'random'),
+  'prefix_mask': ('bidirectional', 'causal'),
+  'prefix_rope': ('offset_p', 'offset_g', 'aligned', 'none'),
+  'text_rope': ('zero', 'identity'),
+  'cond_dropout': ('text', 'joint'),
+  'token_dropout_scope': ('all', 'text'),
+  'align_hidden': ('post_norm', 'pre_norm'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScarConfig:
+  """Condition image + text + order -> logits.
+
+  Attributes:
+    decoder: the set-causal decoder.
+    prefix: compressed semantic prefill; `out` is the decoder's width.
+    text: text or class condition.
+    order: 'raster' or 'random'.
+    grid: (h, w) of the target tokens.
+    num_sets: sets of the random order.
+    prefix_mask: 'bidirectional' (paper) or 'causal' (official code).
+    prefix_rope: where prefix and target lie in RoPE coordinates.
+    text_rope: 'zero' for LlamaGen weights, 'identity' from scratch.
+    cond_dropout: 'text' or 'joint'; see `condition.drop_conditions`.
+    text_dropout: rate of null text in training.
+    prefix_dropout: rate of null prefixes in training, 'joint' only.
+    token_dropout: rate on embeddings of text, or of text and target.
+    token_dropout_scope: 'text' or 'all'; never the prefix.
+    align_hidden: 'post_norm', or 'pre_norm' with a non-affine LayerNorm on
+      both sides of the alignment.
+  """
+
+  decoder: DecoderConfig = DecoderConfig()
+  prefix: PrefixConfig = PrefixConfig()
+  text: TextCondition = TextCondition()
+  order: str = 'raster'
+  grid: tuple[int, int] = (32, 32)
+  num_sets: int = 16
+  prefix_mask: str = 'bidirectional'
+  prefix_rope: str = 'offset_p'
+  text_rope: str = 'zero'
+  cond_dropout: str = 'text'
+  text_dropout: float = 0.1
+  prefix_dropout: float = 0.1
+  token_dropout: float = 0.1
+  token_dropout_scope: str = 'text'
+  align_hidden: str = 'post_norm'
+
+  def __post_init__(self):
+    for name, accepted in _CHOICES.items():
+      if getattr(self, name) not in accepted:
+        raise ValueError(
+          f'{name}={getattr(self, name)!r}; accepted: {", ".join(accepted)} '
+          '(set it in the model section of the config)'
+        )
+    prefix = self.prefix
+    if prefix.compress != 'off' and prefix.out != self.decoder.width:
+      raise ValueError(
+        f'prefix.out={prefix.out}; accepted: the decoder width '
+        f'{self.decoder.width} (set --config.model.width)'
+      )
+    if self.cond_dropout == 'joint' and prefix.compress == 'off':
+      raise ValueError(
+        "cond_dropout='joint' without a prefix; accepted: 'text' "
+        '(set --config.model.cond_dropout)'
+      )
+    self.make_layout()  # raises where no set-0 position is left
+
+  def make_order(self) -> Order:
+    """The order object of the target."""
+    if self.order == 'random':
+      return RandomOrder(self.grid, self.num_sets)
+    return RasterOrder(self.grid)
+
+  def make_layout(self) -> Layout:
+    """Set ids and positions of a training sequence."""
+    return _layout(self)
+
+  @property
+  def has_null_prefix(self) -> bool:
+    """A null prefix exists, so guidance on the image is possible."""
+    return self.cond_dropout == 'joint'
+
+  @property
+  def aligns(self) -> bool:
+    """Alignment is defined: the prefix comes from encoder features."""
+    return self.prefix.compress != 'off' and not self.prefix.from_tokens
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(cfg: ScarConfig) -> Layout:
+  return make_layout(
+    cfg.make_order(),
+    cfg.prefix.out_grid,
+    cfg.text.positions,
+    prefix_mask=cfg.prefix_mask,
+    prefix_rope=cfg.prefix_rope,
+    text_rope=cfg.text_rope,
+  )
