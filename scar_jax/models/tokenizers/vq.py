@@ -44,8 +44,7 @@ class VQConfig:
   dtype: str = 'float32'  # compute
 
   def __post_init__(self):
-    if self.conv_impl not in layers.CONV_IMPLS:
-      layers.use_matmul(self.conv_impl, 1)
+    layers.check_impl(self.conv_impl)
     if self.groups:
       for mult in self.ch_mult:
         if self.ch * mult % self.groups:
@@ -266,13 +265,22 @@ class VQModel(nn.Module):
     return self.decode(self.lookup(ids))
 
   def __call__(
-    self, images: Float[Array, 'B H W C'], deterministic: bool = True
+    self,
+    images: Float[Array, 'B H W C'],
+    deterministic: bool = True,
+    mix: Float[Array, ''] | float = 1.0,
   ) -> VQOutput:
-    """The training pass: straight-through codes into the decoder."""
+    """The training pass: straight-through codes into the decoder.
+
+    Args:
+      images: to reconstruct.
+      deterministic: dropout off.
+      mix: 1 decodes the codes, 0 the latents as they are.
+    """
     raw = self.features(images, deterministic)
     ids, latent, distances = self.quantize(raw)
     codes = self.lookup(ids)
-    through = latent + jax.lax.stop_gradient(codes - latent)
+    through = latent + mix * jax.lax.stop_gradient(codes - latent)
     return VQOutput(
       images=self.decode(through, deterministic),
       ids=ids,

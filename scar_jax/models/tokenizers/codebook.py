@@ -1,0 +1,131 @@
+"""Keeping a codebook in use: usage statistics, k-means start, dead codes.
+
+In: ids and latents of a batch, the usage state of the run. Out: new states and
+codebooks, by pure functions that compile into the training step. The state is
+a dict of arrays in the train state's `extra`:
+
+  step   int32 []      optimiser steps done
+  count  float32 [V]   decayed number of uses
+  idle   int32 [V]     batches since the last use
+  pool   float32 [Q, C] latents of the last batch, drawn at random
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from scar_jax.models.tokenizers.vq import normalize
+
+_POOL_PER_CODE = 2
+Usage = dict[str, jax.Array]
+
+
+def init_usage(codes: int, code_dim: int) -> Usage:
+  """The state before the first step."""
+  return {
+    'step': jnp.zeros((), jnp.int32),
+    'count': jnp.zeros(codes, jnp.float32),
+    'idle': jnp.zeros(codes, jnp.int32),
+    'pool': jnp.zeros((_POOL_PER_CODE * codes, code_dim), jnp.float32),
+  }
+
+
+def update_usage(
+  usage: Usage,
+  ids: Int[Array, 'B h w'],
+  latent: Float[Array, 'B h w C'],
+  valid: Bool[Array, ' B'] | None,
+  rng: Array,
+  window: int,
+) -> Usage:
+  """Counts one batch and draws its pool of latents.
+
+  Args:
+    usage: state before.
+    ids: codes used.
+    latent: in the space of the codes.
+    valid: samples that count; without any, counts only decay.
+    rng: for the draw (with replacement, valid positions only).
+    window: batches; the counts decay by `1 - 1/window`.
+  """
+  flat = ids.reshape(-1)
+  mask = jnp.ones(ids.shape, jnp.float32)
+  if valid is not None:
+    mask = mask * valid.reshape(-1, 1, 1).astype(jnp.float32)
+  mask = mask.reshape(-1)
+  hits = jnp.zeros_like(usage['count']).at[flat].add(mask)
+  ends = jnp.cumsum(mask)
+  draws = jax.random.uniform(rng, (usage['pool'].shape[0],)) * ends[-1]
+  rows = jnp.searchsorted(ends, draws, side='right')
+  rows = jnp.minimum(rows, flat.size - 1)
+  pool = jax.lax.stop_gradient(latent).reshape(flat.size, -1)[rows]
+  return {
+    **usage,
+    'count': usage['count'] * (1 - 1 / window) + hits,
+    'idle': jnp.where(hits > 0, 0, usage['idle'] + 1),
+    'pool': pool.astype(jnp.float32),
+  }
+
+
+def usage_metrics(usage: Usage, window: int) -> dict[str, Float[Array, '']]:
+  """`code_usage` (share used within the window) and `code_perplexity`."""
+  used = (usage['idle'] < window) & (usage['count'] > 0)
+  p = usage['count'] / jnp.maximum(jnp.sum(usage['count']), 1e-9)
+  entropy = -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-12)))
+  return {
+    'code_usage': jnp.mean(used.astype(jnp.float32)),
+    'code_perplexity': jnp.exp(entropy),
+  }
+
+
+def revive(
+  codes: Float[Array, 'V C'],
+  usage: Usage,
+  dead_after: int,
+  live: Bool[Array, ''],
+  rng: Array,
+) -> tuple[Float[Array, 'V C'], Usage]:
+  """Moves codes that no batch used for `dead_after` steps onto latents.
+
+  Args:
+    codes: the raw codebook.
+    usage: with the pool of this step's batch.
+    dead_after: steps.
+    live: False changes nothing but keeps codes from counting as idle.
+    rng: picks which latent each dead code takes.
+  """
+  pool = usage['pool']
+  picks = jax.random.permutation(rng, pool.shape[0])[: codes.shape[0]]
+  dead = (usage['idle'] >= dead_after) & live
+  codes = jnp.where(dead[:, None], pool[picks], codes)
+  idle = jnp.where(dead | ~live, 0, usage['idle'])
+  return codes, {**usage, 'idle': idle}
+
+
+def kmeans(
+  pool: Float[Array, 'Q C'],
+  codes: int,
+  iters: int,
+  l2_norm: bool,
+  rng: Array,
+) -> Float[Array, 'V C']:
+  """Lloyd's algorithm from random latents; an empty cluster keeps its centre.
+
+  Args:
+    pool: latents, more than `codes`.
+    codes: clusters.
+    iters: rounds.
+    l2_norm: centres are brought back to unit length.
+    rng: picks the first centres.
+  """
+  picks = jax.random.permutation(rng, pool.shape[0])[:codes]
+
+  def body(_: int, centres: jax.Array) -> jax.Array:
+    dots = pool @ centres.T - 0.5 * jnp.sum(jnp.square(centres), -1)
+    nearest = jnp.argmax(dots, axis=-1)
+    total = jnp.zeros_like(centres).at[nearest].add(pool)
+    number = jnp.zeros(codes).at[nearest].add(1.0)[:, None]
+    mean = jnp.where(number > 0, total / jnp.maximum(number, 1.0), centres)
+    return normalize(mean) if l2_norm else mean
+
+  return jax.lax.fori_loop(0, iters, body, pool[picks])
