@@ -110,10 +110,15 @@ class AlignConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-  kind: str = choice('byte', 'byte', 't5')  # trained jointly, or frozen
+  kind: str = choice('byte', 'byte', 't5', 'label', 'none')
   artifact: str = ''  # frozen T5 encoder
   vocab: str = ''  # SentencePiece file of a T5
-  length: int = number(40, 1)  # tokens, the end mark included
+  length: int = number(40, 2)  # tokens, the end mark included
+  pad: str = choice('right', 'right', 'left')
+  clean: bool = False  # LlamaGen's caption cleaning
+  mask_pad: bool = True  # padding is hidden from every query
+  null: str = choice('learned', 'learned', 'fixed')  # null text condition
+  classes: int = number(1000, 1)  # of kind 'label'
   rope: str = choice('identity', 'identity', 'zero')
   width: int = number(128, 1)  # byte encoder
   layers: int = number(2, 1)  # byte encoder
@@ -131,6 +136,7 @@ class ScarModel:
   attn_dropout: float = number(0.0, 0.0, 1.0)
   drop_path: float = number(0.0, 0.0, 1.0)
   token_dropout: float = number(0.1, 0.0, 1.0)
+  token_dropout_scope: str = choice('text', 'text', 'all')
   text_dropout: float = number(0.1, 0.0, 1.0)  # null text, for guidance
   prefix_dropout: float = number(0.1, 0.0, 1.0)  # null prefix, joint scheme
   cond_dropout: str = choice('text', 'text', 'joint')
@@ -254,6 +260,79 @@ def check(raw: Mapping[str, Any] | ConfigDict) -> Config:
     for name, cls in schema.items()
   }
   return Config(**scalars, **built)
+
+
+def batch_per_device(
+  batch: int, devices: int, accum: int = 1, hosts: int = 1
+) -> int:
+  """Rows of one microbatch on one device.
+
+  Args:
+    batch: global batch.
+    devices: over which the batch is split (`sharding.batch_ways`).
+    accum: microbatches per step.
+    hosts: processes that share the devices.
+
+  Raises:
+    ValueError: something does not divide; names the nearest numbers that do.
+  """
+  if devices % hosts:
+    raise ValueError(
+      f'{devices} devices are not a multiple of {hosts} hosts; accepted: the '
+      'same number of devices on each host'
+    )
+  where = '(set --config.data.batch or --config.train.accum)'
+  split = devices * accum
+  if batch % split:
+    valid = nearest_multiples(batch, split)
+    if accum == 1:
+      what = f'is not a multiple of the {devices} devices that share it'
+    else:
+      what = (
+        f'cannot be split over {devices} devices x train.accum={accum}: '
+        f'{batch}/({devices}*{accum}) is not whole'
+      )
+    raise ValueError(f'data.batch={batch} {what} ({valid} would be) {where}')
+  return batch // split
+
+
+def nearest_multiples(value: int, factor: int) -> str:
+  """'8 or 12' for 10 and 4; only '4' for 2 and 4."""
+  low = value // factor * factor
+  return f'{low} or {low + factor}' if low else str(factor)
+
+
+def check_multiple(name: str, value: int, factor: int, why: str) -> None:
+  """Refuses a size that its factor does not divide.
+
+  Args:
+    name: config field.
+    value: its value.
+    factor: what must divide it.
+    why: what the factor is, in words.
+
+  Raises:
+    ValueError: names the nearest sizes.
+  """
+  if value % factor:
+    raise ValueError(
+      f'{name}={value} is not a multiple of {factor}, {why}; accepted: '
+      f'{nearest_multiples(value, factor)} (set --config.{name})'
+    )
+
+
+def check_tensor_axis(tensor: int, heads: int) -> None:
+  """Refuses a tensor axis that would cut a head.
+
+  Raises:
+    ValueError: lists the sizes that divide the heads.
+  """
+  if heads % tensor:
+    good = ', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+    raise ValueError(
+      f'mesh.tensor={tensor} does not divide the {heads} heads of the model; '
+      f'accepted: {good} (set --config.mesh.tensor)'
+    )
 
 
 def differences(

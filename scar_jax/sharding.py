@@ -235,6 +235,33 @@ def shardings_like(tree: PyTree, params: PyTree, shardings: PyTree) -> PyTree:
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def frozen_shardings(
+  tree: PyTree, mesh: Mesh, min_shard_bytes: int = 4 * 2**20
+) -> PyTree:
+  """Placement of networks that carry no logical axes.
+
+  Large arrays are split over `fsdp` on their largest dimension that divides,
+  small ones are copied: a frozen T5 need not fit on one device.
+  """
+  n = mesh.shape['fsdp']
+
+  def place(leaf: Any) -> NamedSharding:
+    size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+    dims = [d for d, length in enumerate(leaf.shape) if length % n == 0]
+    if n == 1 or size <= min_shard_bytes or not dims:
+      return replicated(mesh)
+    best = max(dims, key=lambda d: leaf.shape[d])
+    return NamedSharding(mesh, PartitionSpec(*[None] * best, 'fsdp'))
+
+  return jax.tree.map(place, tree)
+
+
+def to_hosts(tree: PyTree, mesh: Mesh) -> PyTree:
+  """A whole copy on each device, so that any host can read all of it."""
+  copy = jax.jit(lambda t: t, out_shardings=replicated(mesh))
+  return copy(tree)
+
+
 def check_coverage(
   params: PyTree,
   shardings: PyTree,

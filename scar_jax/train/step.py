@@ -79,7 +79,7 @@ def make_step(
     metrics = jax.tree.map(jnp.mean, metrics)
     return metrics, jax.tree.map(lambda g: g / accum, total), extra
 
-  def step(
+  def train_step(
     state: TrainState, frozen: Mapping[str, PyTree], batch: Batch
   ) -> tuple[TrainState, Metrics]:
     rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
@@ -119,7 +119,7 @@ def make_step(
     }
     return state, metrics
 
-  return step
+  return train_step
 
 
 def _microbatches(batch: Batch, accum: int) -> Batch:

@@ -119,7 +119,7 @@ def test_small_updates_and_ema_are_not_lost(case):
   lost, ema = spec['lost_update'], spec['ema_lost_update']
   batch = next(ToyLoader())
   task = _LinearTask(lost['param'])
-  state, _, boxed, _ = _setup(task, batch, ema=ema['decay'])
+  state, *_ = _setup(task, batch, ema=ema['decay'])
   tx = optax.sgd(lost['lr'])
   step = make_step(task, tx, OptimConfig(), 1000, 1, ema['decay'])
   state = state.replace(

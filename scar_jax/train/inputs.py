@@ -1,0 +1,151 @@
+"""What a run is fed: checks before any compile, task, loader, placed batches.
+
+In: a checked config and the mesh. Out: the task with its loaded artifacts, the
+data loader, and batches as global arrays. Called by `train/loop.py`.
+"""
+
+import importlib.metadata
+import pathlib
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from scar_jax import config as config_lib
+from scar_jax import sharding
+from scar_jax.artifacts import load_artifact
+from scar_jax.config import Config
+from scar_jax.train import tasks
+from scar_jax.train.metrics import write_json
+from scar_jax.types import Batch
+
+_ARTIFACTS = ('tokenizer', 'encoder', 'text')
+_PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+
+
+def check_run(config: Config, mesh: Mesh) -> None:
+  """Refuses what cannot work on these devices, before anything is built.
+
+  Raises:
+    ValueError: a batch, accumulation or host count that does not divide.
+  """
+  hosts = jax.process_count()
+  ways = sharding.batch_ways(mesh)
+  rows = config_lib.batch_per_device(
+    config.data.batch, ways, config.train.accum, min(hosts, ways)
+  )
+  logging.info(
+    'batch %d = %d rows x %d devices x %d microbatches',
+    *(config.data.batch, rows, ways, config.train.accum),
+  )
+  heads = getattr(config.model, 'heads', 0)
+  if heads:
+    config_lib.check_tensor_axis(mesh.shape['tensor'], heads)
+
+
+def make_task(
+  config: Config, mesh: Mesh, task: tasks.Task | None = None
+) -> tuple[tasks.Task, dict[str, str]]:
+  """The task, and the fingerprints of the frozen artifacts it uses."""
+  loaded = {}
+  for name in _ARTIFACTS:
+    path = getattr(getattr(config, name), 'artifact', '')
+    if path:
+      loaded[name] = load_artifact(path, mesh=mesh)
+      logging.info('%s: %s (%s)', name, path, loaded[name].fingerprint)
+  marks = {name: artifact.fingerprint for name, artifact in loaded.items()}
+  return task or tasks.make_task(config, loaded), marks
+
+
+def make_loader(config: Config, workdir: pathlib.Path) -> Any:
+  """The training loader that the config describes."""
+  from scar_jax.data.pipeline import make_loader as make
+  from scar_jax.data.sources import make_source
+  from scar_jax.data.text import make_text
+
+  data = config.data
+  source = make_source(data)
+  logging.info('data: %s', source.describe())
+  text = config.text
+  wanted = text is not None and text.kind in ('byte', 't5')
+  return make(
+    source,
+    make_text(text) if wanted else None,
+    data.batch,
+    data.image_size,
+    config.seed,
+    train=True,
+    augment=data.augment,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    workers=data.workers,
+    strict=data.strict,
+    max_bad_share=data.max_bad_share,
+    workdir=workdir,
+  )
+
+
+def first_batch(loader: Any, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """Global shapes of a batch; the loader is put back to where it was."""
+  position = loader.get_state()
+  local = next(loader)
+  loader.set_state(position)
+  shapes = {k: (v.shape, v.dtype) for k, v in local.items()}
+  logging.info('first batch: %s', shapes)
+  count = jax.process_count()
+  where = sharding.batch_sharding(mesh)
+  return {
+    k: jax.ShapeDtypeStruct(
+      (shape[0] * count, *shape[1:]), dtype, sharding=where
+    )
+    for k, (shape, dtype) in shapes.items()
+  }
+
+
+def place_batch(local: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+  """The rows of this host as parts of global arrays."""
+  where = sharding.batch_sharding(mesh)
+  return {
+    k: jax.make_array_from_process_local_data(where, np.asarray(v))
+    for k, v in local.items()
+  }
+
+
+def write_config(
+  workdir: pathlib.Path, config: Config, fingerprints: Mapping[str, str]
+) -> None:
+  """Writes the resolved config, versions and commit to `config.json`."""
+  if jax.process_index():
+    return
+  versions = {}
+  for package in _PACKAGES:
+    versions[package] = importlib.metadata.version(package)
+  write_json(
+    workdir / 'config.json',
+    {
+      'config': config_lib.to_dict(config),
+      'artifacts': dict(fingerprints),
+      'versions': versions,
+      'commit': _commit(),
+    },
+  )
+
+
+def _commit() -> str:
+  """Commit of the source tree, or '' outside one."""
+  here = pathlib.Path(__file__).parent
+  try:
+    found = subprocess.run(
+      ['git', 'rev-parse', 'HEAD'],
+      cwd=here,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+  except OSError:
+    return ''
+  return found.stdout.strip()

@@ -1,0 +1,328 @@
+"""The training program, top to bottom; called by `scar train`.
+
+In: a checked config and a work directory. Out, in that directory: checkpoints,
+`metrics.jsonl`, pictures, `summary.json` and at the end `artifact/`. The task
+says what is trained; tokenizer, encoder and SCAR share every line here.
+"""
+
+import collections
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from scar_jax import artifacts, sharding
+from scar_jax import config as config_lib
+from scar_jax.config import Config
+from scar_jax.train import inputs, metrics
+from scar_jax.train import state as state_lib
+from scar_jax.train.checkpoints import Checkpoints, abstract_with
+from scar_jax.train.optim import make_optimizer
+from scar_jax.train.report import describe_memory, describe_parameters
+from scar_jax.train.signals import StopRequest
+from scar_jax.train.step import compile_step, make_step
+from scar_jax.train.tasks import Task, optional
+from scar_jax.types import PyTree
+
+
+class TrainingError(RuntimeError):
+  """The run cannot go on; its last good checkpoint stays."""
+
+
+def train(
+  config: Config,
+  workdir: str | pathlib.Path,
+  task: Task | None = None,
+  loader: Any = None,
+) -> dict[str, Any]:
+  """Trains, or goes on training, and exports the artifact.
+
+  Args:
+    config: checked.
+    workdir: of this run; created if absent.
+    task: in place of the one that config names.
+    loader: in place of the one that config describes: an iterator of batches
+      with `get_state` and `set_state`.
+
+  Returns:
+    The summary that is also written to `summary.json`.
+
+  Raises:
+    ValueError: the config is impossible here, or the work directory holds
+      another run.
+    TrainingError: too many steps in a row were not finite.
+  """
+  started = time.monotonic()
+  workdir = pathlib.Path(workdir)
+  mesh = sharding.make_mesh(vars(config.mesh))
+  inputs.check_run(config, mesh)
+  workdir.mkdir(parents=True, exist_ok=True)
+  logging.info(
+    'host %d of %d, %d devices, mesh %s, work directory %s',
+    *(jax.process_index(), jax.process_count(), jax.device_count()),
+    *(dict(mesh.shape), workdir),
+  )
+  with (
+    jax.set_mesh(mesh),
+    metrics.CompileCounter('train_step') as compiles,
+    StopRequest() as stop,
+  ):
+    run = _prepare(config, workdir, mesh, task, loader)
+    try:
+      summary = _loop(run, stop)
+    finally:
+      run.writer.close()
+      run.progress.close()
+      run.close_loader()
+      with metrics.stage('finish checkpoints'):
+        run.checkpoints.close()
+    if not summary['stopped']:
+      summary['artifact'] = _export(run)
+  summary |= {
+    'compilations': compiles.count,
+    'seconds': time.monotonic() - started,
+  }
+  if jax.process_index() == 0:
+    metrics.write_json(workdir / 'summary.json', summary)
+  return summary
+
+
+class _Run:
+  """All objects of a run; filled by `_prepare`, used by `_loop`."""
+
+  config: Config
+  workdir: pathlib.Path
+  mesh: Mesh
+  task: Task
+  loader: Any
+  state: state_lib.TrainState
+  frozen: Mapping[str, PyTree]
+  step: Any
+  pictures: Any
+  checkpoints: Checkpoints
+  writer: metrics.Writer
+  progress: metrics.Progress
+  fingerprints: dict[str, str]
+
+  def close_loader(self) -> None:
+    if hasattr(self.loader, 'close'):
+      self.loader.close()
+
+
+def _prepare(
+  config: Config,
+  workdir: pathlib.Path,
+  mesh: Mesh,
+  task: Task | None,
+  loader: Any,
+) -> _Run:
+  """Stages 3 to 9: data, task, shapes, placement, state, compiled step."""
+  run = _Run()
+  run.config, run.workdir, run.mesh = config, workdir, mesh
+  with metrics.stage('frozen networks and task'):
+    run.task, run.fingerprints = inputs.make_task(config, mesh, task)
+    placed = sharding.frozen_shardings(run.task.frozen, mesh)
+    run.frozen = jax.device_put(dict(run.task.frozen), placed)
+  run.checkpoints = Checkpoints(
+    workdir,
+    config_lib.to_dict(config),
+    config.train.keep,
+    config.train.best,
+    run.fingerprints,
+  )
+  with metrics.stage('data'):
+    run.loader = loader or inputs.make_loader(config, workdir)
+    batch = inputs.first_batch(run.loader, mesh)
+  with metrics.stage('shapes and placement'):
+    boxed = state_lib.abstract_variables(run.task, batch)
+    labels = optional(run.task, 'labels')
+    params = sharding.unbox(boxed['params'])
+    tx = make_optimizer(
+      config.optim,
+      config.train.steps,
+      boxed['params'],
+      labels(params) if labels else None,
+    )
+    init = state_lib.make_init(run.task, tx, batch, config.train.ema > 0)
+    shapes = state_lib.abstract_state(init)
+    places = state_lib.state_shardings(shapes, boxed, mesh)
+    exempt = optional(run.task, 'exempt') or ()
+    sharding.check_coverage(shapes.params, places.params, mesh, exempt)
+    describe_parameters(shapes.params, places.params)
+  with metrics.stage('state'):
+    run.state = _restore_or_create(run, init, shapes, places)
+  inputs.write_config(workdir, config, run.fingerprints)
+  with metrics.stage('compile the step'):
+    step = make_step(
+      run.task,
+      tx,
+      config.optim,
+      config.train.steps,
+      config.train.accum,
+      config.train.ema,
+    )
+    abstract = abstract_with(shapes, places)
+    run.step = compile_step(step, abstract, run.frozen, batch, places)
+    describe_memory(run.step)
+  draw = optional(run.task, 'pictures')
+  run.pictures = jax.jit(draw) if draw else None
+  host0 = jax.process_index() == 0
+  run.writer = metrics.Writer(workdir, host0)
+  run.progress = metrics.Progress(
+    config.train.steps, int(run.state.step), host0
+  )
+  return run
+
+
+def _restore_or_create(
+  run: _Run, init: Any, shapes: PyTree, places: PyTree
+) -> state_lib.TrainState:
+  """Own checkpoint, else a fresh state, from `init_from` where given."""
+  config = run.config
+  if config.train.resume or config.train.require_resume:
+    found = run.checkpoints.restore(
+      abstract_with(shapes, places), config.train.require_resume
+    )
+    if found is not None:
+      state, position = found
+      run.loader.set_state(position)
+      logging.info('resumed at step %d, data at %s', state.step, position)
+      return state
+  else:
+    run.checkpoints.refuse_existing()
+  state = state_lib.create(init, places, config.seed)
+  if config.init_from:
+    start = artifacts.load_artifact(config.init_from, mesh=run.mesh)
+    artifacts.check_same_tree(config.init_from, shapes.params, start.params)
+    params = jax.device_put(start.params, places.params)
+    # A second copy: the step donates both trees.
+    average = jax.tree.map(jax.numpy.copy, params) if state.ema else {}
+    state = state.replace(params=params, ema=average)
+    logging.info('started from %s (%s)', start.path, start.fingerprint)
+  return state
+
+
+def _loop(run: _Run, stop: StopRequest) -> dict[str, Any]:
+  """Stage 11: dispatch step n, read the scalars of n - 1, log, draw, save."""
+  cfg, batch_size = run.config.train, run.config.data.batch
+  step, saved = int(run.state.step), int(run.state.step)
+  waiting: tuple[int, Any] | None = None
+  seen: collections.deque[tuple[int, Any]] = collections.deque(
+    maxlen=cfg.max_bad_steps + 1
+  )
+  means, recent = metrics.Means(), metrics.Means()
+  last: dict[str, float] = {}
+
+  def read() -> None:
+    """Fetches the scalars of the step before; the device is busy already."""
+    nonlocal waiting, last
+    if waiting is None:
+      return
+    at, values = waiting
+    waiting = None
+    values = {k: float(v) for k, v in jax.device_get(values).items()}
+    _check_finite(at, values, seen, cfg.max_bad_steps)
+    means.add(values)
+    recent.add(values)
+    if at % cfg.log_every == 0 or at == cfg.steps:
+      last = means.take(batch_size)
+      run.writer.scalars(at, last)
+      text = f'loss {last["loss"]:.4f}  {last["steps_per_second"]:.2f} steps/s'
+      logging.info('step %d of %d: %s', at, cfg.steps, text)
+      run.progress.update(at, text)
+
+  def save() -> None:
+    nonlocal saved
+    read()
+    found = recent.take(batch_size) if recent else {}
+    run.checkpoints.save(run.state, run.loader.get_state(), found)
+    saved = step
+
+  while step < cfg.steps and not stop:
+    local = next(run.loader)
+    batch = inputs.place_batch(local, run.mesh)
+    run.state, values = run.step(run.state, run.frozen, batch)
+    step += 1
+    read()
+    waiting = (step, values)
+    seen.append((step, local.get('index')))
+    if step % cfg.save_every == 0:
+      save()
+    if run.pictures and cfg.picture_every and step % cfg.picture_every == 0:
+      _draw(run, step, batch)
+  read()
+  if saved != step:
+    with metrics.stage('last checkpoint'):
+      save()
+  if stop:
+    logging.warning('stopped by %s after step %d; saved', stop.name, step)
+  return {
+    'steps': step,
+    'stopped': stop.name,
+    'skipped_steps': int(run.state.skipped),
+    'metrics': {k: v for k, v in last.items() if np.isfinite(v)},
+    'parameters': sum(x.size for x in jax.tree.leaves(run.state.params)),
+  }
+
+
+def _check_finite(
+  step: int, values: Mapping[str, float], seen: Any, limit: int
+) -> None:
+  """Tells of a skipped step; stops after `limit` in a row."""
+  if not values['bad_in_row']:
+    return
+  rows = {at: index for at, index in seen if at <= step}
+  logging.warning(
+    'step %d skipped: loss %s, gradient norm %s, records %s',
+    *(step, values['loss'], values['grad_norm'], _listed(rows.get(step))),
+  )
+  if values['bad_in_row'] >= limit:
+    bad = range(step - limit + 1, step + 1)
+    listed = '; '.join(f'step {n}: {_listed(rows.get(n))}' for n in bad)
+    raise TrainingError(
+      f'{limit} steps in a row, {bad[0]} to {step}, had a loss or gradient '
+      f'that is not finite (loss {values["loss"]}, gradient norm '
+      f'{values["grad_norm"]}). Records: {listed}. The last good checkpoint '
+      'stays (raise --config.train.max_bad_steps, or lower --config.optim.lr)'
+    )
+
+
+def _listed(index: Any) -> str:
+  return 'unknown' if index is None else str(np.asarray(index).tolist())
+
+
+def _draw(run: _Run, step: int, batch: Mapping[str, jax.Array]) -> None:
+  """Sample pictures of this batch, with the weights that will be exported."""
+  weights = run.state.ema or run.state.params
+  rng = jax.random.fold_in(jax.random.key(run.config.seed), step)
+  images = run.pictures(weights, run.state.extra, run.frozen, batch, rng)
+  run.writer.pictures(
+    step, {k: np.asarray(v) for k, v in jax.device_get(images).items()}
+  )
+
+
+def _export(run: _Run) -> str:
+  """Writes the artifact; returns its fingerprint."""
+  weights = run.state.ema or run.state.params
+  kind, cfg, params = run.task.artifact(weights, run.state.extra)
+  params = sharding.to_hosts(params, run.mesh)
+  if jax.process_index():
+    return ''
+  with metrics.stage('artifact'):
+    return artifacts.save_artifact(
+      run.workdir / 'artifact',
+      kind,
+      cfg,
+      params,
+      {
+        'task': run.config.task,
+        'steps': int(run.state.step),
+        'ema': run.config.train.ema,
+        'made_from': run.fingerprints,
+      },
+    )
