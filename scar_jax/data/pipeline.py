@@ -240,7 +240,11 @@ class Batches:
     else:
       place = rng if self.train and self.crop_ratio > 1 else None
       fitted = crop(list(pictures.values()), self.size, self.crop_ratio, place)
-    return dict(zip(pictures, fitted, strict=True))
+    return {
+      name: picture
+      for name, picture in zip(pictures, fitted, strict=True)
+      if picture is not None
+    }
 
 
 def _label(record: Record, name: str, key: str) -> int:

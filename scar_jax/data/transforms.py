@@ -12,7 +12,7 @@ animation gives its first frame; embedded colour profiles are ignored. Bits:
 import io
 import os
 import pathlib
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Int32, Num, UInt8
@@ -164,7 +164,7 @@ def _name(image: ImageLike) -> str:
   return 'array' if isinstance(image, np.ndarray) else 'image bytes'
 
 
-def _content(image: bytes | str | os.PathLike, name: str) -> bytes:
+def _content(image: Any, name: str) -> bytes:
   if isinstance(image, (bytes, bytearray, memoryview)):
     content = bytes(image)
   elif isinstance(image, (str, os.PathLike)):
@@ -249,7 +249,8 @@ def _rgb(image: Image.Image, name: str) -> np.ndarray:
       'LAB',
       'RGB',
     )
-    image = ImageCms.applyTransform(image, to_rgb)
+    converted = ImageCms.applyTransform(image, to_rgb)
+    image = converted or image  # None only when done in place
   # CMYK: the reader has already undone Adobe's inverted storage.
   return np.array(image.convert('RGB'))
 

@@ -23,9 +23,7 @@ def test_c08_sizes(case):
 
 
 def test_c08_a_side_that_does_not_divide_is_named():
-  with pytest.raises(
-    ValueError, match=r'37x53 is no multiple.*48x'
-  ):
+  with pytest.raises(ValueError, match=r'37x53 is no multiple.*48x'):
     geometry.patch_grid((37, 53), 16)
 
 

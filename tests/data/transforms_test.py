@@ -294,6 +294,12 @@ def test_any_bytes_give_a_record_error_or_a_picture(content, start):
     assert decode(start + content).dtype == np.uint8
 
 
+def test_boolean_arrays_are_black_and_white():
+  array = np.array([[True, False]])
+  assert decode(array).tolist() == [[[255] * 3, [0] * 3]]
+  assert decode(array[..., None].repeat(3, -1)).max() == 255
+
+
 def test_wrong_types_are_named():
   with pytest.raises(RecordError, match='int is no picture'):
     decode(3)

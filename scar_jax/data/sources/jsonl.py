@@ -51,7 +51,7 @@ class Lines:
         offset += len(line)
     self._end = offset
     self._starts, self._numbers = starts, numbers
-    self._file: int | None = None
+    self._file = os.open(self.path, os.O_RDONLY)
 
   def __len__(self) -> int:
     return len(self._starts)
@@ -62,8 +62,6 @@ class Lines:
 
   def read(self, i: int) -> bytes:
     """Line `i` without its end."""
-    if self._file is None:
-      self._file = os.open(self.path, os.O_RDONLY)
     start = self._starts[i]
     end = self._starts[i + 1] if i + 1 < len(self) else self._end
     # One system call with its own offset: threads share the descriptor.
@@ -71,10 +69,14 @@ class Lines:
     return content.partition(b'\n')[0].rstrip(b'\r')
 
   def __getstate__(self) -> dict[str, Any]:
-    return self.__dict__ | {'_file': None}
+    return {k: v for k, v in self.__dict__.items() if k != '_file'}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._file = os.open(self.path, os.O_RDONLY)
 
   def __del__(self):
-    if getattr(self, '_file', None) is not None:
+    if hasattr(self, '_file'):  # absent when the file could not be read
       os.close(self._file)
 
 
