@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scar_jax.convert.stacked import Entry, affine, assemble, linear
+from scar_jax.convert.common import Entry, affine, assemble, conv, linear
 from scar_jax.models.encoders.dinov2 import DINOv2, DINOv2Config
 
 SKIP = (r'(embeddings\.)?mask_token', r'(classifier|head)\..*')
@@ -37,15 +37,14 @@ def table(cfg: DINOv2Config, hugging_face: bool) -> list[Entry]:
     scale = [f'{layer}.ls{n}.gamma' for n in '12']
     ffn = {}
   entries = [
-    Entry('cls_token', (f'{embed}cls_token',)),
-    Entry('pos_embed', (positions,)),
-    Entry('patch_embed/proj/kernel', (f'{patch}.weight',), 'conv'),
-    Entry('patch_embed/proj/bias', (f'{patch}.bias',)),
+    Entry('cls_token', (f'{embed}cls_token',), lead=2),
+    Entry('pos_embed', (positions,), lead=1),
+    *conv('patch_embed/proj', patch),
     *affine('norm', norm),
     *affine('layers/norm1', f'{layer}.norm1'),
     *affine('layers/norm2', f'{layer}.norm2'),
     *linear('layers/attn/qkv', *qkv),
-    *linear('layers/attn/out', out),
+    *linear('layers/attn/out', out, in_dims=2),
   ]
   for name in ('w12', 'w3') if cfg.ffn == 'swiglu' else ('fc1', 'fc2'):
     source = f'{layer}.mlp.{ffn.get(name, name)}'
@@ -56,7 +55,7 @@ def table(cfg: DINOv2Config, hugging_face: bool) -> list[Entry]:
       for n, source in zip('12', scale, strict=True)
     ]
   if cfg.registers:
-    entries.append(Entry('registers', (f'{embed}register_tokens',)))
+    entries.append(Entry('registers', (f'{embed}register_tokens',), lead=1))
   return entries
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scar_jax.convert.stacked import Entry, assemble, linear
+from scar_jax.convert.common import Entry, assemble, linear
 from scar_jax.models.encoders.t5 import T5Config, T5Encoder
 
 SKIP = (r'decoder\..*', r'lm_head\..*', r'encoder\.embed_tokens\.weight')
@@ -36,7 +36,8 @@ def table(embedding: str = 'shared.weight') -> list[Entry]:
   ]
   for name in 'qkvo':
     source = f'{attn}.SelfAttention.{name}'
-    entries += linear(f'layers/{name}', source, bias=False)
+    dims = 2 if name == 'o' else 1
+    entries += linear(f'layers/{name}', source, bias=False, in_dims=dims)
   for name in ('wi_0', 'wi_1', 'wo'):
     source = f'{ffn}.DenseReluDense.{name}'
     entries += linear(f'layers/{name}', source, bias=False)

@@ -6,7 +6,7 @@ Norms and softmax run in float32, matrix products in the module's dtype.
 Used by every file of this folder.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from scar_jax.models.layers import Dense
 from scar_jax.models.resize import resize
 from scar_jax.sharding import annotated
 
@@ -36,37 +37,12 @@ def quick_gelu(x: jax.Array) -> jax.Array:
   return x * nn.sigmoid(1.702 * x)
 
 
-class Linear(nn.Module):
-  """`x W + b` from the last `len(axes) - len(out)` axes of x to `out`.
-
-  Attributes:
-    out: sizes of the new axes.
-    axes: logical names of all kernel axes, old ones first.
-    bias: adds b.
-    init: of the kernel.
-    dtype: of the product.
-  """
-
-  out: Sequence[int]
-  axes: Sequence[str | None]
-  bias: bool = True
-  init: Callable[..., Any] = INIT
-  dtype: str = 'float32'
-
-  @nn.compact
-  def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
-    n = len(self.axes) - len(self.out)
-    shape = (*x.shape[-n:], *self.out)
-    kernel = self.param('kernel', annotated(self.init, *self.axes), shape)
-    contract = tuple(range(x.ndim - n, x.ndim)), tuple(range(n))
-    y = jax.lax.dot_general(
-      x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ()))
-    )
-    if self.bias:
-      zeros = annotated(nn.initializers.zeros, *self.axes[n:])
-      bias = self.param('bias', zeros, tuple(self.out))
-      y = y + bias.astype(self.dtype)
-    return y
+def linear(
+  out: tuple[int, ...], axes: tuple[str | None, ...], **kw: Any
+) -> Dense:
+  """`x W + b` to the axes `out`; `axes` names all kernel axes."""
+  given = dict(in_dims=len(axes) - len(out), use_bias=True, init=INIT)
+  return Dense(out, axes, **(given | kw))
 
 
 class LayerNorm(nn.Module):
@@ -87,20 +63,6 @@ class LayerNorm(nn.Module):
       zeros = annotated(nn.initializers.zeros, None)
       x = x * self.param('scale', ones, size) + self.param('bias', zeros, size)
     return x.astype(self.dtype)
-
-
-class RMSNorm(nn.Module):
-  """`x / rms(x) * scale`, no mean and no bias."""
-
-  eps: float = 1e-6
-  dtype: str = 'float32'
-
-  @nn.compact
-  def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-    x = x.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
-    ones = annotated(nn.initializers.ones, None)
-    return (x * self.param('scale', ones, (x.shape[-1],))).astype(self.dtype)
 
 
 def biased_attention(
@@ -139,13 +101,13 @@ class SelfAttention(nn.Module):
   ) -> Float[Array, 'B L D']:
     D = x.shape[-1]
     K = D // self.heads
-    qkv = Linear(
+    qkv = linear(
       (3, self.heads, K), ('embed', None, 'heads', 'head_dim'),
       dtype=self.dtype, name='qkv',
     )(x)  # fmt: skip
     q, k, v = (qkv[..., i, :, :] for i in range(3))
     x = biased_attention(q, k, v, K**-0.5, mask=mask)
-    return Linear(
+    return linear(
       (D,), ('heads', 'head_dim', 'embed'), dtype=self.dtype, name='out'
     )(x)
 
@@ -160,9 +122,9 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
     kw = dict(dtype=self.dtype)
-    up = Linear((self.hidden,), ('embed', 'mlp'), name='fc1', **kw)(x)
+    up = linear((self.hidden,), ('embed', 'mlp'), name='fc1', **kw)(x)
     out = (x.shape[-1],)
-    return Linear(out, ('mlp', 'embed'), name='fc2', **kw)(self.act(up))
+    return linear(out, ('mlp', 'embed'), name='fc2', **kw)(self.act(up))
 
 
 class SwiGLU(nn.Module):
@@ -174,9 +136,9 @@ class SwiGLU(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L D']:
     kw = dict(dtype=self.dtype)
-    both = Linear((2, self.hidden), ('embed', None, 'mlp'), name='w12', **kw)(x)
+    both = linear((2, self.hidden), ('embed', None, 'mlp'), name='w12', **kw)(x)
     gated = nn.silu(both[..., 0, :]) * both[..., 1, :]
-    return Linear((x.shape[-1],), ('mlp', 'embed'), name='w3', **kw)(gated)
+    return linear((x.shape[-1],), ('mlp', 'embed'), name='w3', **kw)(gated)
 
 
 class PatchEmbed(nn.Module):
@@ -198,8 +160,8 @@ class PatchEmbed(nn.Module):
     h, w = patch_grid((H, W), self.patch)
     p = self.patch
     x = images.reshape(B, h, p, w, p, C).transpose(0, 1, 3, 2, 4, 5)
-    return Linear(
-      (self.width,), (None, None, None, 'embed'), bias=self.bias,
+    return linear(
+      (self.width,), (None, None, None, 'embed'), use_bias=self.bias,
       dtype=self.dtype, name='proj',
     )(x)  # fmt: skip
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.models.encoders import blocks
+from scar_jax.models.layers import RMSNorm
 from scar_jax.sharding import annotated, constrain
 
 
@@ -89,35 +90,35 @@ class _Block(nn.Module):
   def __call__(self, x, bias, mask):
     cfg = self.cfg
     H, K, D = cfg.heads, cfg.head_dim, cfg.width
-    kw = dict(bias=False, dtype=cfg.dtype)
+    kw = dict(use_bias=False, dtype=cfg.dtype)
 
     def normal(std):
       return nn.initializers.normal(std)
 
     def project(name, std):
-      return blocks.Linear(
+      return blocks.linear(
         (H, K), ('embed', 'heads', 'head_dim'), init=normal(std), name=name,
         **kw,
       )  # fmt: skip
 
     entering = x
-    y = blocks.RMSNorm(cfg.norm_eps, cfg.dtype, name='attn_norm')(x)
+    y = RMSNorm(cfg.norm_eps, cfg.dtype, name='attn_norm')(x)
     # The logits are not scaled; q starts small instead.
     q = project('q', (D * K) ** -0.5)(y)
     k, v = project('k', D**-0.5)(y), project('v', D**-0.5)(y)
     y = blocks.biased_attention(q, k, v, 1.0, bias, mask)
-    x = x + blocks.Linear(
+    x = x + blocks.linear(
       (D,), ('heads', 'head_dim', 'embed'), init=normal((H * K) ** -0.5),
       name='o', **kw,
     )(y)  # fmt: skip
-    y = blocks.RMSNorm(cfg.norm_eps, cfg.dtype, name='ffn_norm')(x)
+    y = RMSNorm(cfg.norm_eps, cfg.dtype, name='ffn_norm')(x)
     gate, value = (
-      blocks.Linear(
+      blocks.linear(
         (cfg.ffn,), ('embed', 'mlp'), init=normal(D**-0.5), name=name, **kw
       )(y)
       for name in ('wi_0', 'wi_1')
     )
-    x = x + blocks.Linear(
+    x = x + blocks.linear(
       (D,), ('mlp', 'embed'), init=normal(cfg.ffn**-0.5), name='wo', **kw
     )(blocks.gelu_tanh(gate) * value)
     x = constrain(x, 'batch', None, 'act_embed')
@@ -149,7 +150,7 @@ class T5Encoder(nn.Module):
       length=cfg.layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )(cfg, name='layers')
-    self.norm = blocks.RMSNorm(cfg.norm_eps, cfg.dtype, name='norm')
+    self.norm = RMSNorm(cfg.norm_eps, cfg.dtype, name='norm')
 
   def position_bias(self, length: int) -> Float[Array, '1 H T T']:
     """What every layer adds to its attention logits."""
