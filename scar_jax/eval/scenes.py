@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from scar_jax.data.records import Record
 from scar_jax.data.sources import scenes
@@ -92,9 +92,7 @@ def classify(
   return found.reshape(batch, grid**2)
 
 
-def _psnr(
-  images: np.ndarray, truth: np.ndarray, keep: np.ndarray
-) -> Float[np.ndarray, '']:
+def _psnr(images: np.ndarray, truth: np.ndarray, keep: np.ndarray) -> float:
   """PSNR in dB over the pixels to keep, pooled over all pictures."""
   error = (images.astype(np.float64) - truth) ** 2
   count = keep.sum() * 3

@@ -220,7 +220,8 @@ def _edit(
       divmod(p, grid) for p in range(grid**2) if divmod(p, grid) not in taken
     ]
     new = [(s, c) for s in SHAPES for c in COLOURS if (s, c) not in looks]
-    item = Item(*pick(new), pick(SIZES), *pick(free))
+    (shape, colour), (row, col) = pick(new), pick(free)
+    item = Item(shape, colour, pick(SIZES), row, col)
     text = words.add(rng, item, grid)
     return item, _ordered([*before.items, item], before.background), text
 
@@ -307,7 +308,9 @@ class Scenes:
   def _record(self, i, kind, before, after, target, condition, text, mask):
     grid = self.cfg.grid
     cells = cell_classes(after, grid)
-    meta = dict(kind=kind, before=before, after=after, grid=grid, cells=cells)
+    meta: dict[str, Any] = dict(
+      kind=kind, before=before, after=after, grid=grid, cells=cells
+    )
     if kind == 'image':
       meta['labels'] = {
         f'cell_{n // grid}_{n % grid}': int(c) for n, c in enumerate(cells)
