@@ -95,7 +95,8 @@ def first_batch(loader: Any, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   local = next(loader)
   loader.set_state(position)
   shapes = {k: (v.shape, v.dtype) for k, v in local.items()}
-  logging.info('first batch: %s', shapes)
+  listed = ', '.join(f'{k} {d}{list(s)}' for k, (s, d) in shapes.items())
+  logging.info('first batch: %s', listed)
   count = jax.process_count()
   where = sharding.batch_sharding(mesh)
   return {

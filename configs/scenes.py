@@ -1,0 +1,24 @@
+"""Procedural scenes with exact truth; the words are those of openmoji.py.
+
+  scar train --config=configs/scenes.py:tokenizer --workdir=runs/tokenizer
+  scar train --config=configs/scenes.py:encoder --workdir=runs/encoder
+  scar train --config=configs/scenes.py:edit --workdir=runs/edit \
+    --config.tokenizer.artifact=runs/tokenizer \
+    --config.encoder.artifact=runs/encoder
+
+Nothing is downloaded and nothing is stored. `control` takes edge, segmentation
+and depth maps. Needs two CPU cores.
+"""
+
+from configs import common
+
+KINDS = {
+  'tokenizer': 'image',
+  'encoder': 'image',
+  'edit': 'edit',
+  'control': 'control',
+}
+
+
+def get_config(arg=None):
+  return common.stage_config(arg, 'scenes', KINDS)
