@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scar_jax.convert.stacked import Entry, assemble, linear
+from scar_jax.convert import llamagen_gpt
+from scar_jax.convert.common import Entry, assemble
 from scar_jax.models.scar import Scar, empty_conditions
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.types import PyTree
@@ -21,32 +22,11 @@ from scar_jax.types import PyTree
 NULL_PREFIX = 'img_uncond_embedding'
 # Buffers, caches, and heads that only training used.
 SKIP = (
-  r'freqs_cis',
-  r'causal_mask',
-  r'.*\.kv_cache\..*',
+  *llamagen_gpt.SKIP,
   r'alignment\..*',
   r'alignment_layer\..*',
   r'dinov2\..*',
 )
-
-
-def decoder_table() -> list[Entry]:
-  """Rows of the transformer, at `decoder/`."""
-  layer, ours = 'layers.{i}', 'decoder/layers'
-  entries = [
-    Entry('decoder/token/embedding', ('tok_embeddings.weight',)),
-    Entry('decoder/norm/scale', ('norm.weight',)),
-    *linear('decoder/head', 'output', bias=False),
-    *linear(f'{ours}/attn/qkv', f'{layer}.attention.wqkv', bias=False),
-    *linear(f'{ours}/attn/out', f'{layer}.attention.wo', bias=False),
-  ]
-  for name, source in (('attn', 'attention'), ('ffn', 'ffn')):
-    path = f'{ours}/{name}_norm/scale'
-    entries.append(Entry(path, (f'{layer}.{source}_norm.weight',)))
-  for name in ('w1', 'w2', 'w3'):
-    source = f'{layer}.feed_forward.{name}'
-    entries += linear(f'{ours}/ffn/{name}', source, bias=False)
-  return entries
 
 
 def table(cfg: ScarConfig) -> list[Entry]:
@@ -55,18 +35,10 @@ def table(cfg: ScarConfig) -> list[Entry]:
   Raises:
     ValueError: a text kind that no public checkpoint has.
   """
-  entries, source = decoder_table(), 'cls_embedding'
-  if cfg.text.kind == 'label':
-    entries.append(Entry('text/table', (f'{source}.embedding_table.weight',)))
-  elif cfg.text.kind == 't5':
-    entries.append(Entry('text/null_text', (f'{source}.uncond_embedding',)))
-    for name in ('fc1', 'fc2'):
-      entries += linear(f'text/{name}', f'{source}.cap_proj.{name}', bias=False)
-  else:
-    raise ValueError(
-      f'text.kind={cfg.text.kind!r} is in no public checkpoint; accepted: '
-      'label, t5 (set --config.text.kind)'
-    )
+  entries = [
+    *llamagen_gpt.decoder_table('decoder/'),
+    *llamagen_gpt.embedder_table(cfg.text.kind, 'text/'),
+  ]
   if cfg.has_null_prefix:
     entries.append(Entry('null_prefix', (NULL_PREFIX,)))
   return entries

@@ -11,15 +11,8 @@ from typing import Any
 import numpy as np
 
 from scar_jax.convert import editar
-from scar_jax.convert.stacked import Entry, assemble, linear
+from scar_jax.convert.common import Entry, assemble, conv, linear
 from scar_jax.models.scar_config import ScarConfig
-
-
-def _conv(path: str, source: str) -> list[Entry]:
-  return [
-    Entry(f'{path}/kernel', (f'{source}.weight',), 'conv'),
-    Entry(f'{path}/bias', (f'{source}.bias',)),
-  ]
 
 
 def table(cfg: ScarConfig) -> list[Entry]:
@@ -37,9 +30,9 @@ def table(cfg: ScarConfig) -> list[Entry]:
     )
   return [
     *editar.table(cfg),
-    *_conv('prefix/compress/conv0', 'downsample_conv'),
-    *_conv('prefix/restore/conv_in', 'upsampler.0'),
-    *_conv('prefix/restore/conv_out', 'upsampler.2'),
+    *conv('prefix/compress/conv0', 'downsample_conv'),
+    *conv('prefix/restore/conv_in', 'upsampler.0'),
+    *conv('prefix/restore/conv_out', 'upsampler.2'),
     *linear('prefix/proj', 'dino_mlp', bias=False),
   ]
 
