@@ -210,6 +210,26 @@ def check_guidance(model: ScarConfig, mode: str) -> None:
     )
 
 
+def split_scales(
+  cfg: SamplerConfig,
+) -> tuple[Float[Array, ' 2'], SamplerConfig]:
+  """Guidance strengths (text, image), and the settings that shape a program.
+
+  Where the strengths say that guidance is off, so does the mode: no null
+  branch is computed.
+  """
+  scales = jnp.asarray([cfg.guidance, cfg.guidance_image], jnp.float32)
+  mode = cfg.guidance_mode
+  off = cfg.guidance == 1 and (mode != 'image_text' or cfg.guidance_image == 1)
+  static = dataclasses.replace(
+    cfg,
+    guidance_mode='none' if off else mode,
+    guidance=1.0,
+    guidance_image=1.0,
+  )
+  return scales, static
+
+
 class Sampler:
   """`generate`, compiled once for each shape and setting.
 
@@ -245,14 +265,15 @@ class Sampler:
     cfg = dataclasses.replace(
       self.cfg, **{k: float(v) for k, v in given.items() if v is not None}
     )
-    scales = jnp.asarray([cfg.guidance, cfg.guidance_image], jnp.float32)
+    scales, static = split_scales(cfg)
+    check_guidance(self.model.cfg, static.guidance_mode)
     out = self._run(
       variables,
       cond,
       jnp.asarray(seeds, jnp.uint32),
       scales,
       forced,
-      cfg=self._static(cfg),
+      cfg=static,
       trace=trace,
     )
     check_drawable(out.bad)
@@ -268,18 +289,6 @@ class Sampler:
   ) -> Int[Array, 'B N']:
     """Target tokens, row-major."""
     return self.run(variables, cond, seeds, guidance, guidance_image).tokens
-
-  def _static(self, cfg: SamplerConfig) -> SamplerConfig:
-    """The part of the config that shapes the computation."""
-    mode = cfg.guidance_mode
-    off = cfg.guidance == 1 and (
-      mode != 'image_text' or cfg.guidance_image == 1
-    )
-    mode = 'none' if off else mode
-    check_guidance(self.model.cfg, mode)
-    return dataclasses.replace(
-      cfg, guidance_mode=mode, guidance=1.0, guidance_image=1.0
-    )
 
 
 @functools.lru_cache(maxsize=8)

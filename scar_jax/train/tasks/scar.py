@@ -1,0 +1,281 @@
+"""Task 'scar': one image from a condition image and a text.
+
+In: batches with `target`, `condition`, `text`, `text_mask` or `label`, and
+frozen networks: the tokenizer that makes target tokens, the encoder that makes
+features, a T5 where the text is not trained here. Out: the joint loss
+`CE + w_pres L_pres + w_align L_align` and its metrics (method 1.2, 7).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from scar_jax import objectives
+from scar_jax.config import SCAR_SECTIONS
+from scar_jax.models.condition import TextCondition
+from scar_jax.models.decoder import decoder_size
+from scar_jax.models.encoders.semantic import encoder_grid, encoder_width
+from scar_jax.models.encoders.t5 import t5_config
+from scar_jax.models.prefill import PrefixConfig
+from scar_jax.models.scar import Scar, empty_conditions
+from scar_jax.models.scar_config import ScarConfig
+from scar_jax.parts import EditorConfig, Parts, TextSetup, sampler_config
+from scar_jax.sampling import check_guidance, generate, split_scales
+from scar_jax.types import Array, Batch, PyTree
+
+SECTIONS = SCAR_SECTIONS
+_PICTURES = 8
+
+
+def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
+  """The task of a checked `Config`.
+
+  Args:
+    config: see `scar_jax.config`.
+    artifacts: 'tokenizer'; 'encoder' unless the prefix needs none; 'text' for
+      a frozen T5.
+
+  Raises:
+    ValueError: a frozen network is missing, or sizes do not fit together.
+  """
+  model = model_config(config, artifacts)
+  editor = EditorConfig(
+    model=model,
+    sample=sampler_config(config.sample),
+    text=TextSetup(
+      kind=config.text.kind,
+      length=config.text.length,
+      vocab=config.text.vocab,
+      pad=config.text.pad,
+    ),
+    image_size=config.data.image_size,
+    tokenizer=config.tokenizer.artifact,
+    encoder=config.encoder.artifact,
+    text_encoder=config.text.artifact,
+    batch=config.sample.batch,
+  )
+  used = {name: _needed(artifacts, name) for name in editor.needs}
+  return ScarTask(editor, used, config.loss, config.align.stop_target_grad)
+
+
+def _needed(artifacts: Mapping[str, Any], name: str) -> Any:
+  if name not in artifacts:
+    raise ValueError(
+      f'{name}.artifact is empty; accepted: the directory of a trained or '
+      f'converted {name} (set --config.{name}.artifact)'
+    )
+  return artifacts[name]
+
+
+def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
+  """The model that the sections and the frozen networks' sizes describe."""
+  model, text, prefix = config.model, config.text, config.prefix
+  vq = _needed(artifacts, 'tokenizer').config
+  size = config.data.image_size
+  if size % vq.downsample:
+    raise ValueError(
+      f'data.image_size={size} is not divisible by the tokenizer patch of '
+      f'{vq.downsample}; accepted: its multiples (set '
+      '--config.data.image_size)'
+    )
+  sizes = {
+    name: getattr(model, name)
+    for name in ('width', 'layers', 'heads')
+    if getattr(model, name)
+  }
+  decoder = decoder_size(
+    model.size,
+    vocab=vq.codes,
+    resid_dropout=model.resid_dropout,
+    ffn_dropout=model.ffn_dropout,
+    attn_dropout=model.attn_dropout,
+    drop_path=model.drop_path,
+    remat=model.remat,
+    scan=model.scan,
+    dtype=model.dtype,
+    **sizes,
+  )
+  grid = (size // vq.downsample,) * 2
+  if prefix.compress in ('vq', 'vq_pool', 'off'):
+    source = {'grid': grid, 'width': decoder.width}
+  else:
+    encoder = _needed(artifacts, 'encoder').config
+    source = {'grid': encoder_grid(encoder), 'width': encoder_width(encoder)}
+  byte = t5_config(
+    'byte',
+    width=text.width,
+    layers=text.layers,
+    heads=text.heads,
+    head_dim=text.width // text.heads,
+    ffn=2 * text.width,
+    dtype=model.dtype,
+  )
+  t5_width = 2048
+  if text.kind == 't5':
+    t5_width = _needed(artifacts, 'text').config.width
+  return ScarConfig(
+    decoder=decoder,
+    prefix=PrefixConfig(
+      compress=prefix.compress,
+      k=prefix.k,
+      out=decoder.width,
+      norm=prefix.norm,
+      null='fixed' if prefix.compress == 'vq' else 'learned',
+      dtype=model.dtype,
+      **source,
+    ),
+    text=TextCondition(
+      kind=text.kind,
+      length=text.length,
+      width=byte.width if text.kind == 'byte' else t5_width,
+      classes=text.classes,
+      mask_pad=text.mask_pad,
+      null=text.null,
+      encoder=byte if text.kind == 'byte' else None,
+      dtype=model.dtype,
+    ),
+    order=config.order.name,
+    grid=grid,
+    num_sets=config.order.num_sets,
+    prefix_mask=prefix.mask,
+    prefix_rope=prefix.rope,
+    text_rope=text.rope,
+    cond_dropout=model.cond_dropout,
+    text_dropout=model.text_dropout,
+    prefix_dropout=model.prefix_dropout,
+    token_dropout=model.token_dropout,
+    token_dropout_scope=model.token_dropout_scope,
+    align_hidden=config.align.hidden,
+  )
+
+
+class ScarTask:
+  """Joint training of compressor, text and decoder; see `tasks.Task`."""
+
+  name = 'scar'
+
+  def __init__(
+    self,
+    editor: EditorConfig,
+    artifacts: Mapping[str, Any],
+    loss: Any,
+    stop_target_grad: bool = False,
+  ):
+    self.editor = editor
+    self.parts = Parts(
+      editor, {name: art.config for name, art in artifacts.items()}
+    )
+    self.frozen = {name: art.params for name, art in artifacts.items()}
+    self.model = Scar(editor.model)
+    self.weights = loss
+    self.stop_target_grad = stop_target_grad
+    # Before training, not at the first picture.
+    check_guidance(editor.model, split_scales(editor.sample)[1].guidance_mode)
+
+  def init(self, rng: Array, batch: Batch) -> dict[str, PyTree]:
+    """Fresh parameters; only shapes of the batch matter."""
+    cfg, count = self.editor.model, batch['target'].shape[0]
+    cond = empty_conditions(cfg, count)
+    tokens = jnp.zeros((count, cfg.grid[0] * cfg.grid[1]), jnp.int32)
+    params, order = jax.random.split(rng)
+    return self.model.init({'params': params, 'order': order}, tokens, cond)
+
+  def loss(
+    self,
+    params: PyTree,
+    extra: PyTree,
+    frozen: Mapping[str, PyTree],
+    batch: Batch,
+    rng: Array,
+    train: bool,
+  ) -> tuple[Float[Array, ''], tuple[dict[str, Float[Array, '']], PyTree]]:
+    """Joint loss of a batch; see `tasks.Task.loss`."""
+    cfg, weights = self.editor.model, self.weights
+    valid = batch.get('valid')
+    tokens = self.parts.tokens(frozen, batch['target'])
+    tokens = tokens.reshape(tokens.shape[0], -1)
+    aligns = bool(weights.align) and cfg.aligns
+    cond, target_features = self.parts.conditions(
+      frozen, batch, batch['target'] if aligns else None
+    )
+    streams = ('condition', 'dropout', 'order')
+    rngs = dict(zip(streams, jax.random.split(rng, 3), strict=True))
+    out = self.model.apply(
+      {'params': params, **extra},
+      tokens,
+      cond,
+      target_features,
+      deterministic=not train,
+      rngs=rngs,
+    )
+    loss, metrics = objectives.cross_entropy(out.logits, out.targets, valid)
+    if weights.pres and out.restored is not None:
+      pres = objectives.preservation(out.restored, cond.features, valid)
+      loss += weights.pres * pres
+      metrics['pres'] = pres
+    if aligns:
+      align, more = objectives.alignment(
+        out.hidden_prefix, out.align_target, self.stop_target_grad, valid
+      )
+      loss += weights.align * align
+      metrics |= {'align': align, **more}
+    return loss, (metrics, extra)
+
+  def labels(self, params: PyTree) -> PyTree:
+    """'frozen' for null conditions that are constants of the checkpoint."""
+    cfg = self.editor.model
+    fixed = set()
+    if cfg.text.null == 'fixed':
+      fixed.add('null_text')
+    if cfg.prefix.null == 'fixed':
+      fixed.add('null_prefix')
+
+    def label(path, _):
+      return 'frozen' if str(path[-1].key) in fixed else 'main'
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+  def artifact(
+    self, params: PyTree, extra: PyTree
+  ) -> tuple[str, EditorConfig, PyTree]:
+    """What `Editor.load` reads."""
+    return 'scar', self.editor, params
+
+  def pictures(
+    self,
+    params: PyTree,
+    extra: PyTree,
+    frozen: Mapping[str, PyTree],
+    batch: Batch,
+    rng: Array,
+  ) -> dict[str, Array]:
+    """Condition, truth, the tokenizer's truth, and samples, uint8.
+
+    Pure, so that the trainer may compile it. Undrawable logits are not an
+    error here: a picture of a broken model still shows that it is broken.
+    """
+    batch = {k: v[:_PICTURES] for k, v in batch.items()}
+    cond, _ = self.parts.conditions(frozen, batch)
+    count = batch['target'].shape[0]
+    scales, settings = split_scales(self.editor.sample)
+    sampled = generate(
+      self.model,
+      {'params': params},
+      cond,
+      jax.random.bits(rng, (count,), jnp.uint32),
+      scales,
+      settings,
+    ).tokens
+    known = self.parts.tokens(frozen, batch['target']).reshape(count, -1)
+    out = {k: batch[k] for k in ('condition', 'target') if k in batch}
+    both = self.parts.images(frozen, jnp.concatenate([known, sampled]))
+    out |= {'tokenizer': both[:count], 'sampled': both[count:]}
+    return {k: to_uint8(v) for k, v in out.items()}
+
+
+def to_uint8(images: Float[Array, 'B H W 3']) -> Array:
+  """[-1, 1], clamped, to 0 ... 255."""
+  return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
