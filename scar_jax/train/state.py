@@ -137,5 +137,8 @@ def create(
   seed: int,
 ) -> TrainState:
   """The fresh state, each array made where it stays."""
-  made: Any = jax.jit(init, out_shardings=shardings)
+  # It runs once: on a CPU, optimising it costs more than it saves.
+  once = {'xla_backend_optimization_level': 0}
+  options = once if jax.default_backend() == 'cpu' else None
+  made: Any = jax.jit(init, out_shardings=shardings, compiler_options=options)
   return made(jnp.uint32(seed))
