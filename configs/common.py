@@ -85,7 +85,12 @@ def smoke(config: ConfigDict, steps: int = 20) -> ConfigDict:
 STAGES = ('tokenizer', 'encoder', 'edit', 'control')
 
 
-def stage_config(arg: str | None, source: str, kinds: dict[str, str]) -> Any:
+def stage_config(
+  arg: str | None,
+  source: str,
+  kinds: dict[str, str],
+  labels: dict[str, int],
+) -> ConfigDict:
   """The three stages of an embedded data set at 32 pixels.
 
   Words of `arg`: a stage; `smoke` and `full`; `order=`, `size=`, `res=`;
@@ -95,6 +100,7 @@ def stage_config(arg: str | None, source: str, kinds: dict[str, str]) -> Any:
     arg: see `parse_arg`.
     source: name of the data source.
     kinds: stage -> kind of its records.
+    labels: what the encoder learns to tell -> number of classes.
   """
   given = parse_arg(
     arg,
@@ -112,7 +118,7 @@ def stage_config(arg: str | None, source: str, kinds: dict[str, str]) -> Any:
   if stage == 'tokenizer':
     config = _tokenizer(data, given)
   elif stage == 'encoder':
-    config = _encoder(data, given)
+    config = _encoder(data, given, labels)
   else:
     config = _scar(data, given)
   if given.full:
@@ -137,11 +143,14 @@ def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
   )  # fmt: skip
 
 
-def _encoder(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
+def _encoder(
+  data: dict[str, Any], given: ConfigDict, labels: dict[str, int]
+) -> ConfigDict:
   return task_config(
     'encoder',
     data=data,
     model=dict(size=given.size or 'tiny'),
+    loss=dict(labels=tuple(labels.items())),
     optim=dict(
       lr=1e-3, schedule='cosine', warmup_steps=50, end_scale=0.05,
     ),

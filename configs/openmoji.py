@@ -11,10 +11,11 @@ Command, for each stage in turn (`bash launch/quickstart.sh` runs them all):
 Words after the colon: `tokenizer`, `encoder`, `edit` or `control`; `smoke` (20
 steps), `full` (ten times as long); `order=raster`; `size=` of the model;
 `res=` pixels; `no_source`, `no_text` (ablations). Needs two CPU cores and the
-extra `openmoji`.
+extra `data`.
 """
 
 from configs import common
+from scar_jax.data.sources.openmoji_pairs import label_sizes
 
 KINDS = {
   'tokenizer': 'image',
@@ -25,4 +26,4 @@ KINDS = {
 
 
 def get_config(arg=None):
-  return common.stage_config(arg, 'openmoji', KINDS)
+  return common.stage_config(arg, 'openmoji', KINDS, label_sizes())

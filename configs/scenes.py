@@ -11,6 +11,7 @@ and depth maps. Needs two CPU cores.
 """
 
 from configs import common
+from scar_jax.data.sources.scenes import NUM_CLASSES
 
 KINDS = {
   'tokenizer': 'image',
@@ -19,6 +20,10 @@ KINDS = {
   'control': 'control',
 }
 
+CELLS = {
+  f'cell_{row}_{column}': NUM_CLASSES for row in range(4) for column in range(4)
+}
+
 
 def get_config(arg=None):
-  return common.stage_config(arg, 'scenes', KINDS)
+  return common.stage_config(arg, 'scenes', KINDS, CELLS)

@@ -335,6 +335,12 @@ def check_tensor_axis(tensor: int, heads: int) -> None:
     )
 
 
+def replace(section: Any, **changes: Any) -> Any:
+  """A copy of a section with the changes that are not None."""
+  given = {k: v for k, v in changes.items() if v is not None}
+  return dataclasses.replace(section, **given)
+
+
 def differences(
   a: Mapping[str, Any], b: Mapping[str, Any], path: str = ''
 ) -> list[str]:

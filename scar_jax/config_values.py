@@ -118,7 +118,7 @@ def read_value(path: str, kind: Any, value: Any) -> Any:
     return _read_union(path, typing.get_args(kind), value)
   if origin is tuple:
     return _read_tuple(path, typing.get_args(kind), value)
-  if dataclasses.is_dataclass(kind):
+  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     same = isinstance(value, kind)
     return value if same else read_section(path, kind, value)
   reader = {bool: _bool, int: _int, float: _float, str: _str}.get(kind)
@@ -184,7 +184,9 @@ def _read_union(path: str, kinds: tuple[Any, ...], value: Any) -> Any:
 def _read_tuple(path: str, kinds: tuple[Any, ...], value: Any) -> tuple:
   if isinstance(value, str):
     # '1,2' and '(1, 2)' on a command line.
-    parts = value.strip().strip('()[]').split(',')
+    # 'name=1' is a pair inside a list of pairs.
+    pair = len(kinds) == 2 and kinds[1] is not Ellipsis and '=' in value
+    parts = value.strip().strip('()[]').split('=' if pair else ',')
     value = [part.strip().strip('\'"') for part in parts if part.strip()]
   if not isinstance(value, (tuple, list)):
     raise _wrong(path, value, 'a list such as 1,2')

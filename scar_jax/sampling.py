@@ -35,7 +35,7 @@ _BRANCHES = {
   'image_text': ((False, False), (True, False), (True, True)),
 }
 # Stream of the permutations; the draw of step k takes stream k.
-_PERMUTATION = 2**31 - 1
+PERMUTATION = 2**31 - 1
 
 
 class Generated(NamedTuple):
@@ -121,7 +121,6 @@ def generate(
   """
   order, layout = model.cfg.make_order(), model.cfg.make_layout()
   batch, branches = seeds.shape[0], len(_BRANCHES[cfg.guidance_mode])
-  base = jax.vmap(jax.random.key)(seeds)
   sizes = order.set_sizes
   starts = np.concatenate([[0], np.cumsum(sizes)])
   weights = ramp_weights(sizes, cfg)
@@ -130,7 +129,7 @@ def generate(
     raw = logits.reshape(branches, batch, *logits.shape[1:])
     text, image = 1 + (scales - 1) * weight
     guided = guide(raw, cfg.guidance_mode, text, image)
-    tokens, bad = draw(guided, _fold(base, k), cfg)
+    tokens, bad = draw(guided, sample_keys(seeds, k), cfg)
     if forced is not None:
       tokens = jax.lax.dynamic_slice_in_dim(forced, start, size, axis=1)
     return order.write(state, k, tokens), bad, (guided, raw)
@@ -148,7 +147,7 @@ def generate(
     cache_size(layout.length),
     method='prefill',
   )
-  state = order.start(batch, _fold(base, _PERMUTATION))
+  state = order.start(batch, sample_keys(seeds, PERMUTATION))
   logs, bad, first = [], jnp.zeros(batch, bool), 0
   if order.from_prefix:
     state, bad, log = choose(state, logits, 0, sizes[0], 0, weights[0])
@@ -185,8 +184,12 @@ def generate(
   return Generated(tokens, bad, guided, raw)
 
 
-def _fold(keys: Key[Array, ' B'], data: int | Array) -> Key[Array, ' B']:
-  return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+def sample_keys(
+  seeds: Int[Array, ' B'], stream: int | Array
+) -> Key[Array, ' B']:
+  """One key per sample: that of its seed, folded with the stream."""
+  keys = jax.vmap(jax.random.key)(seeds)
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
 
 
 def check_guidance(model: ScarConfig, mode: str) -> None:

@@ -108,7 +108,7 @@ def axis_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
 
 
 def make_mesh(
-  sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+  sizes: Mapping[str, int], devices: Sequence[Any] | None = None
 ) -> Mesh:
   """The mesh of axes `replica, data, fsdp, tensor`, in this order.
 
@@ -153,10 +153,10 @@ def logical_spec(
   for name, size in zip(axes, shape, strict=True):
     wanted = rules.get(name) if name else None
     wanted = (wanted,) if isinstance(wanted, str) else wanted or ()
-    wanted = tuple(a for a in wanted if a not in used and mesh.get(a, 1) > 1)
-    if wanted and size % math.prod(mesh[a] for a in wanted) == 0:
-      used.update(wanted)
-      spec.append(wanted if len(wanted) > 1 else wanted[0])
+    names = tuple(a for a in wanted if a not in used and mesh.get(a, 1) > 1)
+    if names and size % math.prod(mesh[a] for a in names) == 0:
+      used.update(names)
+      spec.append(names[0] if len(names) == 1 else names)
     else:
       spec.append(None)
   return PartitionSpec(*spec)

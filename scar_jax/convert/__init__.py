@@ -1,0 +1,1 @@
+"""Name tables between public PyTorch checkpoints and our parameters."""

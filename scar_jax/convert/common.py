@@ -28,9 +28,10 @@ class Entry:
     path: of our parameter, `a/b/c`.
     sources: torch names; several are joined along their first axis.
     rule: 'linear' ([out, in] to [*in, *out]), 'conv' (OIHW to HWIO), 'flat'
-      (a vector to several axes) or 'same' (equal up to `lead` axes of 1).
+      (a vector to several axes) or 'same' (equal but for axes of size 1).
     in_dims: input axes of our kernel, for 'linear'.
     lead: axes of size 1 in front of the torch tensor, for 'same'.
+    tail: axes of size 1 at its end, for 'same'.
   """
 
   path: str
@@ -38,6 +39,7 @@ class Entry:
   rule: str = 'same'
   in_dims: int = 1
   lead: int = 0
+  tail: int = 0
 
   def __post_init__(self):
     if self.rule not in RULES:
@@ -83,6 +85,10 @@ def conv(path: str, source: str, bias: bool = True) -> list[Entry]:
   return entries
 
 
+def _padded(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+  return (1,) * entry.lead + shape + (1,) * entry.tail
+
+
 def _to_ours(entry: Entry, value: np.ndarray, shape: tuple[int, ...]):
   """The value in our shape, or None if it cannot be that parameter."""
   if entry.rule == 'conv':
@@ -95,8 +101,8 @@ def _to_ours(entry: Entry, value: np.ndarray, shape: tuple[int, ...]):
   elif entry.rule == 'flat':
     if value.ndim == 1 and value.size == int(np.prod(shape)):
       value = value.reshape(shape)
-  elif value.shape[: entry.lead] == (1,) * entry.lead:
-    value = value.reshape(value.shape[entry.lead :])
+  elif value.shape == _padded(entry, shape):
+    value = value.reshape(shape)
   return value if value.shape == shape else None
 
 
@@ -109,7 +115,7 @@ def _to_torch(entry: Entry, value: np.ndarray) -> np.ndarray:
     return value.reshape(rows, -1).T
   if entry.rule == 'flat':
     return value.reshape(-1)
-  return value.reshape((1,) * entry.lead + value.shape)
+  return value.reshape(_padded(entry, value.shape))
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:

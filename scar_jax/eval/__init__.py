@@ -1,0 +1,1 @@
+"""Scores of held-out data, and the pictures that go with them."""

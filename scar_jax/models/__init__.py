@@ -1,0 +1,1 @@
+"""Pure Flax modules: decoder, prefill, encoders, tokenizers."""

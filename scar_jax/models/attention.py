@@ -126,11 +126,11 @@ def attend(
       f'attention backend {backend!r}; accepted: {", ".join(BACKENDS)} '
       '(set --config.model.attention)'
     )
-  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  factor = q.shape[-1] ** -0.5 if scale is None else scale
   logits = jnp.einsum(
     'blhk,bshk->bhls', q, k, preferred_element_type=jnp.float32
   )
-  logits = jnp.where(mask[:, None], logits * scale, jnp.finfo(jnp.float32).min)
+  logits = jnp.where(mask[:, None], logits * factor, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(logits, axis=-1)
   if dropout and rng is not None:
     keep = jax.random.bernoulli(rng, 1.0 - dropout, weights.shape)

@@ -84,7 +84,7 @@ class Attention(nn.Module):
     qkv = nl.Dense(
       (3, heads, head_dim),
       ('embed', None, 'heads', 'head_dim'),
-      init=init,
+      kernel_init=init,
       dtype=cfg.dtype,
       name='qkv',
     )(x)
@@ -100,11 +100,11 @@ class Attention(nn.Module):
         scale = 1.0
         log_scale = self.param(
           'log_scale',
-          annotated(nn.initializers.constant(math.log(4.0)), 'heads', None),
-          (heads, 1),
+          annotated(nn.initializers.constant(math.log(4.0)), 'heads'),
+          (heads,),
         )
         factor = jnp.exp(jnp.minimum(log_scale, math.log(100.0)))
-        q = (l2norm(q) * factor).astype(q.dtype)
+        q = (l2norm(q) * factor[:, None]).astype(q.dtype)
         k = l2norm(k).astype(k.dtype)
     if shared.rope is not None:
       q, k = nl.rotate(q, *shared.rope), nl.rotate(k, *shared.rope)
@@ -130,7 +130,7 @@ class Attention(nn.Module):
       ('heads', 'head_dim', 'embed'),
       in_dims=2,
       use_bias=ada,
-      init=_residual_init(cfg, init) if ada else init,
+      kernel_init=_residual_init(cfg, init) if ada else init,
       dtype=cfg.dtype,
       name='out',
     )(out)
@@ -198,7 +198,7 @@ class AdaLNBlock(nn.Module):
         (6 * width,),
         ('embed', 'mlp'),
         use_bias=True,
-        init=scaled(init, (gates, cfg.ada_gate), (rest, 0.5)),
+        kernel_init=scaled(init, (gates, cfg.ada_gate), (rest, 0.5)),
         dtype=cfg.dtype,
         name='ada',
       )(shared.cond)
@@ -217,8 +217,8 @@ class AdaLNBlock(nn.Module):
     h = nl.GeluMLP(
       cfg.hidden,
       width,
-      init=init,
-      init_out=_residual_init(cfg, init),
+      kernel_init=init,
+      out_init=_residual_init(cfg, init),
       dtype=cfg.dtype,
       name='ffn',
     )(normed * (1 + scale2) + shift2)

@@ -229,14 +229,14 @@ class SetDecoder(nn.Module):
       self.token = nl.Embed(
         cfg.vocab,
         cfg.width,
-        init=nn.initializers.normal(cfg.init_std),
+        kernel_init=nn.initializers.normal(cfg.init_std),
         dtype=cfg.residual_dtype,
       )
       self.norm = nl.RMSNorm(cfg.norm_eps, cfg.dtype)
       self.head = nl.Dense(
         (cfg.vocab,),
         ('embed', 'vocab'),
-        init=nn.initializers.zeros,
+        kernel_init=nn.initializers.zeros,
         dtype=cfg.dtype,
         out_dtype='float32',
       )
@@ -248,7 +248,7 @@ class SetDecoder(nn.Module):
         (size,),
         ('embed', out_axis),
         use_bias=True,
-        init=nn.initializers.normal(std * factor),
+        kernel_init=nn.initializers.normal(std * factor),
       )
 
     if cfg.shared_ada:

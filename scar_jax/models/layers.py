@@ -51,7 +51,7 @@ class Dense(nn.Module):
     axes: logical names of all kernel axes, input axes first.
     in_dims: how many input axes are summed over.
     use_bias: adds a bias of shape `features`, zero at the start.
-    init: of the kernel.
+    kernel_init: of the kernel.
     dtype: of the matmul.
     out_dtype: of the result, `dtype` by default.
   """
@@ -60,7 +60,7 @@ class Dense(nn.Module):
   axes: tuple[str | None, ...]
   in_dims: int = 1
   use_bias: bool = False
-  init: Init = nn.initializers.normal(0.02)
+  kernel_init: Init = nn.initializers.normal(0.02)
   dtype: str = 'float32'
   out_dtype: str | None = None
 
@@ -68,7 +68,9 @@ class Dense(nn.Module):
   def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
     """[*B, *in] -> [*B, *features]."""
     shape = (*x.shape[x.ndim - self.in_dims :], *self.features)
-    kernel = self.param('kernel', annotated(self.init, *self.axes), shape)
+    kernel = self.param(
+      'kernel', annotated(self.kernel_init, *self.axes), shape
+    )
     summed = (
       tuple(range(x.ndim - self.in_dims, x.ndim)),
       tuple(range(self.in_dims)),
@@ -89,7 +91,7 @@ class SwiGLU(nn.Module):
   """w2(silu(w1 x) * w3 x), no biases."""
 
   hidden: int
-  init: Init = nn.initializers.normal(0.02)
+  kernel_init: Init = nn.initializers.normal(0.02)
   dtype: str = 'float32'
 
   @nn.compact
@@ -97,7 +99,9 @@ class SwiGLU(nn.Module):
     """[B, L, D] -> [B, L, D]."""
 
     def dense(size: int, name: str, *axes: str) -> Dense:
-      return Dense((size,), axes, init=self.init, dtype=self.dtype, name=name)
+      return Dense(
+        (size,), axes, kernel_init=self.kernel_init, dtype=self.dtype, name=name
+      )
 
     h = nn.silu(dense(self.hidden, 'w1', 'embed', 'mlp')(x))
     h = h * dense(self.hidden, 'w3', 'embed', 'mlp')(x)
@@ -111,8 +115,8 @@ class GeluMLP(nn.Module):
   hidden: int
   out: int
   use_bias: bool = True
-  init: Init = nn.initializers.normal(0.02)
-  init_out: Init | None = None
+  kernel_init: Init = nn.initializers.normal(0.02)
+  out_init: Init | None = None
   dtype: str = 'float32'
 
   @nn.compact
@@ -124,14 +128,14 @@ class GeluMLP(nn.Module):
         (size,),
         axes,
         use_bias=self.use_bias,
-        init=init,
+        kernel_init=init,
         dtype=self.dtype,
         name=name,
       )
 
-    h = dense(self.hidden, 'fc1', self.init, 'embed', 'mlp')(x)
+    h = dense(self.hidden, 'fc1', self.kernel_init, 'embed', 'mlp')(x)
     h = nn.gelu(h, approximate=True)
-    init = self.init_out or self.init
+    init = self.out_init or self.kernel_init
     return dense(self.out, 'fc2', init, 'mlp', 'embed')(h)
 
 
@@ -140,7 +144,7 @@ class Embed(nn.Module):
 
   count: int
   width: int
-  init: Init = nn.initializers.normal(0.02)
+  kernel_init: Init = nn.initializers.normal(0.02)
   dtype: str = 'float32'
 
   @nn.compact
@@ -148,7 +152,7 @@ class Embed(nn.Module):
     """Rows of the table."""
     table = self.param(
       'embedding',
-      annotated(self.init, 'vocab', 'embed'),
+      annotated(self.kernel_init, 'vocab', 'embed'),
       (self.count, self.width),
     )
     return jnp.take(table, ids, axis=0, mode='clip').astype(self.dtype)

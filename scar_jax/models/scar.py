@@ -197,7 +197,7 @@ class Scar(nn.Module):
       cond = self._dropped(cond, draws)
     if perm is None and cfg.order == 'random':
       keys = jax.random.split(self.make_rng('order'), batch)
-      perm = jax.vmap(jax.random.permutation, (0, None))(keys, tokens.shape[1])
+      perm = self.order.draw(keys)
     set0 = self.set0(cond, deterministic)
     inputs = self.order.train_inputs(tokens, perm)
     target_pos = layout.target_positions(inputs)

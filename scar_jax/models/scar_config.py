@@ -12,6 +12,7 @@ from scar_jax.models.condition import TextCondition
 from scar_jax.models.decoder import DecoderConfig
 from scar_jax.models.prefill import PrefixConfig
 from scar_jax.orders.layout import Layout, Order, make_layout
+from scar_jax.orders.random import RandomOrder
 from scar_jax.orders.raster import RasterOrder
 
 _CHOICES = {
@@ -83,7 +84,12 @@ class ScarConfig:
         "cond_dropout='joint' without a prefix; accepted: 'text' "
         '(set --config.model.cond_dropout)'
       )
-    self.make_layout()  # raises where no set-0 position is left
+    if not self.prefix.length + self.text.positions:
+      raise ValueError(
+        'a model without prefix and without text has nothing to start from; '
+        'accepted: at least one (set --config.prefix.compress or text.kind)'
+      )
+    self.make_layout()  # the order's own checks
 
   def make_order(self) -> Order:
     """The order object of the target."""

@@ -9,7 +9,7 @@ not a whole checkpoint is reported, ignored, and never deleted.
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
-from orbax.checkpoint.path import step as step_lib
 
 from scar_jax.config import differences
 from scar_jax.train.state import TrainState
+from scar_jax.train.whole import WholeSteps, scan
 from scar_jax.types import PyTree
 
 LAYOUT = 1  # of the items; a change of parameter paths raises it
-ITEMS = ('params', 'train_state', 'data', 'meta')
 # What a run may change between two starts; all else is another run.
 _FREE = (
   *('mesh.', 'sample.', 'eval.', 'init_from'),
@@ -40,58 +39,6 @@ _FREE = (
 
 class CheckpointError(ValueError):
   """No checkpoint can be read, or one could not be written."""
-
-
-def unwhole_reason(path: pathlib.Path) -> str | None:
-  """Why an entry of a checkpoint folder is not a whole checkpoint, or None."""
-  if not path.name.isdigit():
-    return 'its name is not a step number'
-  if not path.is_dir():
-    return 'not a directory'
-  try:
-    mark = json.loads((path / '_CHECKPOINT_METADATA').read_text())
-  except (OSError, ValueError):
-    return 'no commit mark: it was cut while being written'
-  if not mark.get('commit_timestamp_nsecs'):
-    return 'not committed: it was cut while being written'
-  missing = [item for item in ITEMS if not (path / item).is_dir()]
-  return f'without {", ".join(missing)}' if missing else None
-
-
-def scan(folder: pathlib.Path) -> tuple[list[int], list[str]]:
-  """Whole steps in numeric order, and one line for each other entry."""
-  steps, ignored = [], []
-  for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-    reason = unwhole_reason(path)
-    if reason:
-      ignored.append(f'ignored {path.name} in {folder}: {reason}')
-    else:
-      steps.append(int(path.name))
-  return sorted(steps), ignored
-
-
-class _WholeSteps:
-  """Names steps as orbax does; shows it only whole checkpoints.
-
-  Else a stale entry would count as a kept checkpoint, push out a good one, or
-  make the next save at its step a silent no-op.
-  """
-
-  single_host_load_and_broadcast = False
-
-  def __init__(self) -> None:
-    self._inner = step_lib.standard_name_format()
-
-  def build_name(self, step: int) -> str:
-    return self._inner.build_name(step)
-
-  def find_all(self, base_path: Any) -> Iterator[Any]:
-    for found in self._inner.find_all(base_path):
-      if not unwhole_reason(pathlib.Path(found.path)):
-        yield found
-
-  def find_step(self, base_path: Any, step: int) -> Any:
-    return self._inner.find_step(base_path, step)
 
 
 def _all_finite(tree: PyTree) -> jax.Array:
@@ -165,7 +112,7 @@ class Checkpoints:
       self.folder,
       item_handlers=_handlers(),
       options=ocp.CheckpointManagerOptions(
-        step_name_format=_WholeSteps(),
+        step_name_format=WholeSteps(),
         best_fn=metric,
         best_mode='min',
         preservation_policy=policies.AnyPreservationPolicy(

@@ -19,10 +19,11 @@ from toy_run import toy_config, toy_train
 from scar_jax.sharding import batch_sharding, make_mesh
 from scar_jax.train import checkpoints
 from scar_jax.train import state as state_lib
-from scar_jax.train.checkpoints import CheckpointError, Checkpoints, scan
+from scar_jax.train.checkpoints import CheckpointError, Checkpoints
 from scar_jax.train.optim import make_optimizer
 from scar_jax.train.step import make_step
 from scar_jax.train.tasks import abstract
+from scar_jax.train.whole import scan
 
 HERE = pathlib.Path(__file__).parent
 

@@ -161,7 +161,8 @@ def describe(key: Sequence) -> tuple[Sequence, Sequence, int, int, int]:
   tone = (tones.pop() if len(tones) == 1 else -1) if tones else 0
   family = tuple(c for c in key if c not in _TONES)
   people = [c for c in family if c in _PEOPLE]
-  gender, hair, base = -1, -1, []
+  gender, hair = -1, -1
+  base: list[int] = []
   for c in family:
     if c in _HAIR:
       hair = _HAIR[c]
@@ -175,7 +176,7 @@ def describe(key: Sequence) -> tuple[Sequence, Sequence, int, int, int]:
       gender = _PEOPLE[c] if len(people) == 1 else gender
     elif c not in _FACING or len(family) == 1:
       base.append(c)
-  if len(people) == 1 and family[0] in _PEOPLE:
+  if len(people) == 1 and family and family[0] in _PEOPLE:
     hair = 0 if len(family) == 1 else hair
   found = tuple(base)
   return _ALIAS.get(found, found), family, tone, gender, hair

@@ -41,7 +41,7 @@ def linear(
   out: tuple[int, ...], axes: tuple[str | None, ...], **kw: Any
 ) -> Dense:
   """`x W + b` to the axes `out`; `axes` names all kernel axes."""
-  given = dict(in_dims=len(axes) - len(out), use_bias=True, init=INIT)
+  given = dict(in_dims=len(axes) - len(out), use_bias=True, kernel_init=INIT)
   return Dense(out, axes, **(given | kw))
 
 

@@ -97,9 +97,12 @@ class _Block(nn.Module):
 
     def project(name, std):
       return blocks.linear(
-        (H, K), ('embed', 'heads', 'head_dim'), init=normal(std), name=name,
+        (H, K),
+        ('embed', 'heads', 'head_dim'),
+        kernel_init=normal(std),
+        name=name,
         **kw,
-      )  # fmt: skip
+      )
 
     entering = x
     y = RMSNorm(cfg.norm_eps, cfg.dtype, name='attn_norm')(x)
@@ -108,18 +111,22 @@ class _Block(nn.Module):
     k, v = project('k', D**-0.5)(y), project('v', D**-0.5)(y)
     y = blocks.biased_attention(q, k, v, 1.0, bias, mask)
     x = x + blocks.linear(
-      (D,), ('heads', 'head_dim', 'embed'), init=normal((H * K) ** -0.5),
+      (D,), ('heads', 'head_dim', 'embed'), kernel_init=normal((H * K) ** -0.5),
       name='o', **kw,
     )(y)  # fmt: skip
     y = RMSNorm(cfg.norm_eps, cfg.dtype, name='ffn_norm')(x)
     gate, value = (
       blocks.linear(
-        (cfg.ffn,), ('embed', 'mlp'), init=normal(D**-0.5), name=name, **kw
+        (cfg.ffn,),
+        ('embed', 'mlp'),
+        kernel_init=normal(D**-0.5),
+        name=name,
+        **kw,
       )(y)
       for name in ('wi_0', 'wi_1')
     )
     x = x + blocks.linear(
-      (D,), ('mlp', 'embed'), init=normal(cfg.ffn**-0.5), name='wo', **kw
+      (D,), ('mlp', 'embed'), kernel_init=normal(cfg.ffn**-0.5), name='wo', **kw
     )(blocks.gelu_tanh(gate) * value)
     x = constrain(x, 'batch', None, 'act_embed')
     return x, entering

@@ -1,0 +1,68 @@
+"""Flags that `scar edit`, `scar sample` and `scar eval` share.
+
+In: flag values. Out: an `Editor` and the settings of its call. A flag that is
+not given leaves the default that the model was trained with.
+"""
+
+from typing import Any
+
+from absl import flags
+
+_FLOATS = {
+  'guidance': 'Strength of the text; 1 is off.',
+  'guidance_image': 'Strength of the condition image; 1 is off.',
+  'temperature': '0 is greedy.',
+  'top_p': 'Keep the most likely codes up to this mass; 1 is all.',
+}
+SETTINGS = (*_FLOATS, 'top_k')
+
+
+def define(values: flags.FlagValues) -> None:
+  """Declares them."""
+
+  def text(name: str, about: str) -> None:
+    flags.DEFINE_string(name, None, about, flag_values=values)
+
+  text('workdir', 'Work directory or artifact of a trained model.')
+  text('tokenizer', 'Use this tokenizer in place of the recorded one.')
+  text('encoder', 'Use this encoder in place of the recorded one.')
+  text('text', 'Use this T5 in place of the recorded one.')
+  for name, about in _FLOATS.items():
+    flags.DEFINE_float(name, None, about, flag_values=values)
+  flags.DEFINE_integer(
+    'top_k', None, 'Keep this many codes; 0 is all.', flag_values=values
+  )
+  flags.DEFINE_integer('seed', 0, 'Of the first image.', flag_values=values)
+  flags.DEFINE_integer(
+    'batch', None, 'Images made together.', lower_bound=1, flag_values=values
+  )
+
+
+def required(given: flags.FlagValues, example: str, *names: str) -> None:
+  """Refuses a command line that lacks a flag.
+
+  Raises:
+    ValueError: names all that are missing.
+  """
+  missing = [f'--{name}' for name in names if given[name].value in (None, '')]
+  if missing:
+    raise ValueError(f'{", ".join(missing)} not given. Example: {example}')
+
+
+def load_editor(given: flags.FlagValues) -> Any:
+  """The `Editor` of `--workdir`."""
+  from scar_jax.editor import Editor
+
+  return Editor.load(
+    given.workdir,
+    tokenizer=given.tokenizer,
+    encoder=given.encoder,
+    text=given.text,
+    batch=given.batch,
+  )
+
+
+def settings(given: flags.FlagValues) -> dict[str, Any]:
+  """Keyword arguments of a call of the editor, those that were given."""
+  found = {name: given[name].value for name in SETTINGS}
+  return {name: value for name, value in found.items() if value is not None}

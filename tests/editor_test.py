@@ -1,0 +1,132 @@
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from scar_cases import noisy
+from scar_setup import frozen_artifacts, scar_batch, scar_config
+
+from scar_jax.artifacts import save_artifact
+from scar_jax.editor import Editor, find_part
+from scar_jax.sampling import make_sampler
+from scar_jax.sharding import unbox
+from scar_jax.train.tasks import make_task
+
+
+@pytest.fixture(scope='module')
+def work(tmp_path_factory):
+  """`runs/` with the work directories of three finished runs."""
+  runs = tmp_path_factory.mktemp('made') / 'runs'
+  artifacts = frozen_artifacts()
+  places = {
+    f'{name}__artifact': str(runs / f'{name}_run') for name in artifacts
+  }
+  task = make_task(scar_config(**places), artifacts)
+  shapes = jax.eval_shape(task.init, jax.random.key(0), scar_batch())
+  params = noisy(unbox(shapes['params']))
+  for name, part in artifacts.items():
+    folder = runs / f'{name}_run' / 'artifact'
+    save_artifact(folder, name, part.config, part.params)
+  save_artifact(runs / 'scar_run' / 'artifact', *task.artifact(params, {}))
+  return runs
+
+
+@pytest.fixture(scope='module')
+def editor(work):
+  return Editor.load(work / 'scar_run')
+
+
+def _picture(height, width, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _same(a, b):
+  return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_any_picture_gives_a_picture_of_its_size(editor, case):
+  paths = [case('c02_cmyk.jpg'), case('c08_37x53.png'), case('c01_exif6.jpg')]
+  pictures = [*paths, Image.new('L', (5, 9)), _picture(8, 8)]
+  made = editor(pictures, 'make it red')
+  upright = (32, 48)  # after the EXIF turn
+  sizes = [Image.open(p).size for p in paths[:2]]
+  assert [m.size for m in made] == [*sizes, upright, (5, 9), (8, 8)]
+  assert all(isinstance(m, Image.Image) and m.mode == 'RGB' for m in made)
+
+
+def test_one_picture_and_one_prompt_need_no_list(editor):
+  (alone,) = editor(_picture(6, 7), 'red')
+  (listed,) = editor([_picture(6, 7)], ['red'])
+  assert _same(alone, listed)
+
+
+def test_a_request_depends_on_nothing_but_itself(editor):
+  pictures = [_picture(8, 8, i) for i in range(4)]
+  prompts = ['a', 'b', 'c', 'd']
+  together = editor(pictures, prompts, seed=[5, 6, 7, 8])
+  turned = editor(pictures[::-1], prompts[::-1], seed=[8, 7, 6, 5])
+  assert all(_same(a, b) for a, b in zip(together, turned[::-1], strict=True))
+  (alone,) = editor(pictures[2], 'c', seed=7)
+  assert _same(alone, together[2])
+  counted = editor(pictures, prompts, seed=5)
+  assert all(_same(a, b) for a, b in zip(together, counted, strict=True))
+
+
+def test_one_program_serves_every_count_size_and_strength(editor):
+  sampler = make_sampler(
+    editor.cfg.model,
+    dataclasses.replace(editor.cfg.sample, guidance=1.0, guidance_image=1.0),
+  )
+  editor(_picture(8, 8), 'x', guidance=2.0)
+  before = sampler.compilations
+  assert before >= 1
+  for count, scale in ((1, 3.0), (2, 4.5), (5, 2.5)):
+    assert len(editor([_picture(9, 4)] * count, 'x', guidance=scale)) == count
+  assert sampler.compilations == before
+
+
+def test_an_empty_prompt_is_the_null_condition(editor):
+  (empty,) = editor(_picture(8, 8), '', guidance=2.0)
+  (none,) = editor(_picture(8, 8), None, guidance=7.0)
+  (blank,) = editor(_picture(8, 8), '  \n', guidance=4.0)
+  assert _same(empty, none)  # nothing is left for guidance to push away from
+  assert _same(empty, blank)
+
+
+def test_a_moved_run_is_found(work, tmp_path, editor):
+  moved = tmp_path / 'elsewhere'
+  shutil.copytree(work, moved)
+  gone = Editor.load(moved / 'scar_run').cfg.tokenizer
+  assert find_part(gone, moved / 'scar_run' / 'artifact') == gone
+  lost = str(tmp_path / 'lost' / 'tokenizer_run')
+  found = find_part(lost, moved / 'scar_run' / 'artifact')
+  assert found == str(moved / 'tokenizer_run')
+  with pytest.raises(ValueError, match=r"'nowhere' not found; tried .*tokeniz"):
+    find_part('nowhere', moved / 'scar_run')
+  other = Editor.load(
+    moved / 'scar_run' / 'artifact',
+    tokenizer=str(moved / 'tokenizer_run'),
+    encoder=str(moved / 'encoder_run'),
+    batch=editor.cfg.batch,
+  )
+  assert _same(other(_picture(8, 8), 'x')[0], editor(_picture(8, 8), 'x')[0])
+
+
+def test_bad_requests_are_errors(editor, work, case):
+  with pytest.raises(ValueError, match='2 prompts for 3 requests; accepted: 1'):
+    editor([_picture(4, 4)] * 3, ['a', 'b'])
+  with pytest.raises(ValueError, match='0 images for 1 requests'):
+    editor(None, 'a')
+  with pytest.raises(ValueError, match='2 seeds for 1 requests'):
+    editor(_picture(4, 4), 'a', seed=[1, 2])
+  with pytest.raises(ValueError, match=r'sample\.top_p=1.2; accepted'):
+    editor(_picture(4, 4), 'a', top_p=1.2)
+  with pytest.raises(ValueError, match="'image_text' needs null conditions"):
+    editor(_picture(4, 4), 'a', guidance_image=1.5)
+  with pytest.raises(ValueError, match='c06_zero_bytes'):
+    editor(case('c06_zero_bytes.jpg'), 'a')
+  with pytest.raises(ValueError, match=r"'tokenizer' artifact; wanted: scar"):
+    Editor.load(work / 'tokenizer_run')

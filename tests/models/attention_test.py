@@ -1,0 +1,100 @@
+"""The attention call against numpy, and the cache's bookkeeping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scar_jax.models.attention import (
+  UNWRITTEN,
+  attend,
+  cache_mask,
+  empty_cache,
+  write_layer,
+)
+
+
+def _qkv(lq=3, s=4):
+  keys = jax.random.split(jax.random.key(0), 3)
+  shapes = [(2, n, 2, 4) for n in (lq, s, s)]
+  pairs = zip(keys, shapes, strict=True)
+  return [jax.random.normal(k, shape) for k, shape in pairs]
+
+
+def test_attention_equals_numpy_under_a_mask():
+  q, k, v = _qkv()
+  mask = np.array([[1, 0, 0, 0], [1, 1, 0, 1], [0, 1, 1, 1]], bool)
+  ours = attend(q, k, v, mask[None])
+  for b in range(2):
+    for h in range(2):
+      logits = np.asarray(q[b, :, h]) @ np.asarray(k[b, :, h]).T / 2
+      weights = np.exp(logits) * mask
+      weights /= weights.sum(-1, keepdims=True)
+      expected = weights @ np.asarray(v[b, :, h])
+      np.testing.assert_allclose(ours[b, :, h], expected, atol=1e-6)
+
+
+def test_a_hidden_key_gives_exactly_nothing():
+  q, k, v = _qkv()
+  mask = np.ones((2, 3, 4), bool)
+  mask[0, :, 2] = False
+  ours = attend(q, k, v, mask)
+  other = attend(q, k, v.at[:, 2].add(100.0), mask)
+  np.testing.assert_array_equal(ours[0], other[0])
+  assert np.abs(ours[1] - other[1]).max() > 1
+
+
+def test_softmax_is_float32_in_bfloat16():
+  q, k, v = (x.astype(jnp.bfloat16) for x in _qkv())
+  ours = attend(q, k, v, np.ones((1, 3, 4), bool))
+  assert ours.dtype == jnp.bfloat16
+  text = str(jax.make_jaxpr(attend)(q, k, v, np.ones((1, 3, 4), bool)))
+  exps = [line for line in text.splitlines() if ' exp ' in line]
+  assert exps
+  assert all('f32[' in line for line in exps)
+
+
+def test_attention_dropout_needs_a_key():
+  q, k, v = _qkv()
+  mask = np.ones((1, 3, 4), bool)
+  plain = attend(q, k, v, mask)
+  np.testing.assert_array_equal(attend(q, k, v, mask, dropout=0.5), plain)
+  dropped = attend(q, k, v, mask, dropout=0.5, rng=jax.random.key(0))
+  assert np.abs(dropped - plain).max() > 0.01
+
+
+def test_an_unknown_backend_is_refused():
+  q, k, v = _qkv()
+  with pytest.raises(ValueError, match=r"backend 'x'; accepted: xla"):
+    attend(q, k, v, np.ones((1, 3, 4), bool), backend='x')
+
+
+def test_unwritten_slots_are_never_seen():
+  cache = empty_cache(1, 2, 6, 2, 4, 'float32')
+  assert cache.set_ids.tolist() == [UNWRITTEN] * 6
+  valid = jnp.array([[True, False], [True, True]])
+  mask, cache = cache_mask(cache, jnp.array([0, 0]), valid)
+  assert mask.shape == (2, 2, 6)
+  expected = [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
+  assert np.asarray(mask[0], int).tolist() == expected
+  assert np.asarray(mask[1], int).tolist() == [[1, 1, 0, 0, 0, 0]] * 2
+  mask, cache = cache_mask(cache, jnp.array([2, 1]), None)
+  # The masked key stays hidden, set 1 does not see set 2.
+  expected = [[1, 0, 1, 1, 0, 0], [1, 0, 0, 1, 0, 0]]
+  assert np.asarray(mask[0], int).tolist() == expected
+  assert int(cache.length) == 4
+  assert cache.set_ids.tolist() == [0, 0, 2, 1, UNWRITTEN, UNWRITTEN]
+
+
+def test_a_layer_writes_its_own_slots_only():
+  cache = jnp.zeros((3, 1, 4, 1, 1))
+  new = jnp.array([[[[5.0]], [[6.0]]]])
+  cache, layer = write_layer(cache, new, jnp.int32(1), jnp.int32(2))
+  assert layer[0, :, 0, 0].tolist() == [0, 0, 5, 6]
+  assert cache[:, 0, :, 0, 0].tolist() == [[0] * 4, [0, 0, 5, 6], [0] * 4]
+
+
+def test_more_positions_than_slots_are_refused():
+  cache = empty_cache(1, 1, 2, 1, 4, 'float32')
+  with pytest.raises(ValueError, match=r'3 new positions .* cache of 2 slots'):
+    cache_mask(cache, jnp.arange(3), None)

@@ -1,0 +1,396 @@
+import dataclasses
+import functools
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scar_cases import (
+  CLOSE,
+  OFF,
+  golden_conditions,
+  golden_config,
+  golden_params,
+  nhwc,
+  noisy,
+  tiny_config,
+  to_torch,
+)
+
+from scar_jax import objectives
+from scar_jax.convert import editar, scar_official
+from scar_jax.models.condition import TextCondition, drop_conditions
+from scar_jax.models.encoders.t5 import t5_config
+from scar_jax.models.prefill import PrefixConfig
+from scar_jax.models.scar import Conditions, Scar, empty_conditions
+
+ALL = ('gpt_c2i', 'gpt_t2i', 'gpt_edit', 'scar_prefill', 'scar_prefill_1th')
+
+
+@functools.cache
+def _run(cfg):
+  """The compiled forward pass; op by op would compile far more."""
+  return jax.jit(Scar(cfg).apply, static_argnames=('deterministic',))
+
+
+def _forward(golden, name, **changes):
+  tensors, arrays = golden(name)
+  cfg = golden_config(name, **changes)
+  params = golden_params(name, cfg, tensors)
+  ids = arrays['target_ids' if name == 'gpt_edit' else 'ids']
+  target = None
+  if name.startswith('scar'):
+    target = nhwc(arrays['feat_target'])
+  model = Scar(cfg)
+  cond = golden_conditions(name, arrays)
+  out = _run(cfg)({'params': params}, ids, cond, target)
+  return out, arrays, (model, params, cond)
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_logits_and_loss_match_the_reference(golden, name):
+  out, arrays, _ = _forward(golden, name, mask_pad=name == 'gpt_t2i')
+  np.testing.assert_allclose(out.logits, arrays['logits'], **CLOSE)
+  loss, _ = objectives.cross_entropy(out.logits, out.targets)
+  expected = arrays['loss_ce' if name.startswith('scar') else 'loss']
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  if 'valid' in arrays:
+    valid = jnp.asarray(arrays['valid'] > 0)
+    loss, _ = objectives.cross_entropy(out.logits, out.targets, valid)
+    np.testing.assert_allclose(loss, arrays['loss_valid'], rtol=1e-5)
+  if 'hidden' in arrays:
+    np.testing.assert_allclose(out.hidden, arrays['hidden'], **CLOSE)
+
+
+def test_caption_model_without_mask(golden):
+  out, arrays, _ = _forward(golden, 'gpt_t2i')
+  np.testing.assert_allclose(out.logits, arrays['logits_nomask'], **CLOSE)
+
+
+def test_null_class(golden):
+  _, arrays, (model, params, cond) = _forward(golden, 'gpt_c2i')
+  null = cond.replace(null_text=jnp.ones(2, bool))
+  by_flag = _run(model.cfg)({'params': params}, arrays['ids'], null)
+  np.testing.assert_allclose(by_flag.logits, arrays['logits_null'], **CLOSE)
+  cond = Conditions(label=jnp.asarray(arrays['labels_null']))
+  by_id = _run(model.cfg)({'params': params}, arrays['ids'], cond)
+  np.testing.assert_array_equal(by_id.logits, by_flag.logits)
+
+
+def test_null_caption_replaces_the_features_before_the_mlp(golden):
+  _, arrays, (model, params, cond) = _forward(golden, 'gpt_t2i')
+  null = jnp.asarray(arrays['force_drop_ids'] > 0)
+  bound = model.bind({'params': params})
+  x, _ = bound.text.text(cond.text, cond.text_mask, null)
+  np.testing.assert_allclose(x, arrays['caption_embed_drop'], **CLOSE)
+  # An all-False mask says the same.
+  mask = cond.text_mask & ~null[:, None]
+  same, seen = bound.text.text(cond.text, mask, jnp.zeros(3, bool))
+  np.testing.assert_array_equal(same, x)
+  assert seen.all()
+
+
+def test_joint_dropout_of_given_draws(golden):
+  _, arrays, (model, params, _) = _forward(golden, 'gpt_edit')
+  text = jnp.asarray(arrays['joint_text'])
+  cond = Conditions(
+    source_tokens=jnp.asarray(arrays['joint_source_ids']).reshape(4, 4, 4),
+    text=text,
+    text_mask=jnp.ones(text.shape[:2], bool),
+  )
+  out = _run(model.cfg)(
+    {'params': params},
+    arrays['joint_target_ids'],
+    cond,
+    draws=jnp.asarray(arrays['joint_draws']),
+  )
+  np.testing.assert_allclose(out.logits, arrays['joint_logits'], **CLOSE)
+  loss, _ = objectives.cross_entropy(out.logits, out.targets)
+  np.testing.assert_allclose(loss, arrays['joint_loss'], rtol=1e-5)
+
+
+def test_drop_schemes():
+  draws = jnp.array([0.0, 0.04, 0.07, 0.2, 0.94, 0.96])
+  text, prefix = drop_conditions(draws, 'joint', 0.1, 0.1)
+  assert text.tolist() == [True, True, False, False, False, True]
+  assert prefix.tolist() == [True, True, True, False, False, False]
+  text, prefix = drop_conditions(draws, 'text', 0.1, 0.1)
+  assert text.tolist() == [True, True, True, False, False, False]
+  assert not prefix.any()
+
+
+@pytest.mark.parametrize('name', ['scar_prefill', 'scar_prefill_1th'])
+def test_prefill_losses(golden, name):
+  out, arrays, (_, _, cond) = _forward(golden, name)
+  np.testing.assert_allclose(out.restored, nhwc(arrays['up_out']), **CLOSE)
+  np.testing.assert_allclose(out.align_target, arrays['align_target'], **CLOSE)
+  np.testing.assert_array_equal(out.hidden_prefix, out.hidden[:, :16])
+  pres = objectives.preservation(out.restored, cond.features)
+  align, _ = objectives.alignment(out.hidden_prefix, out.align_target)
+  np.testing.assert_allclose(pres, arrays['loss_pres'], rtol=1e-5)
+  np.testing.assert_allclose(align, arrays['loss_align'], rtol=1e-5)
+  total = 0.1 * pres + 0.2 * align
+  np.testing.assert_allclose(total, arrays['loss_aux_weighted'], rtol=1e-5)
+
+
+def _gradients(golden, name):
+  tensors, arrays = golden(name)
+  cfg = golden_config(name, mask_pad=name == 'gpt_t2i')
+  params = golden_params(name, cfg, tensors)
+  cond, model = golden_conditions(name, arrays), Scar(cfg)
+  ids = arrays['target_ids' if name == 'gpt_edit' else 'ids']
+
+  def loss_fn(params):
+    target = nhwc(arrays['feat_target']) if 'feat_target' in arrays else None
+    out = _run(model.cfg)({'params': params}, ids, cond, target)
+    loss, _ = objectives.cross_entropy(out.logits, out.targets)
+    if target is not None:
+      loss += 0.1 * objectives.preservation(out.restored, cond.features)
+      loss += 0.2 * objectives.alignment(out.hidden_prefix, out.align_target)[0]
+    return loss
+
+  grads = jax.jit(jax.grad(loss_fn))(params)
+  module = scar_official if name.startswith('scar') else editar
+  return to_torch(module.table(cfg), grads, tensors)
+
+
+@pytest.mark.parametrize('name', ['gpt_c2i', 'scar_prefill'])
+def test_every_gradient_matches(golden, name):
+  grads = _gradients(golden, name)
+  expected, _ = golden(name, f'{name}_grads')
+  assert len(expected) == {'gpt_c2i': 18, 'scar_prefill': 26}[name]
+  for key, value in expected.items():
+    scale = np.abs(value).max()
+    np.testing.assert_allclose(
+      grads[key], value, rtol=1e-3, atol=1e-4 * scale, err_msg=key
+    )
+  constant = set(grads) - set(expected)
+  assert constant <= {'cls_embedding.uncond_embedding'}
+  assert all(not grads[key].any() for key in constant)
+
+
+@pytest.mark.parametrize('name', ['gpt_t2i', 'scar_prefill_1th'])
+def test_gradient_norms_match(golden, golden_path, name):
+  grads = _gradients(golden, name)
+  norms = json.loads(golden_path(f'{name}.json').read_text())['grad_l2']
+  for key, value in norms.items():
+    np.testing.assert_allclose(
+      np.linalg.norm(grads[key]), value, rtol=1e-3, err_msg=key
+    )
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  return _tiny(tiny_config())
+
+
+def _tiny(cfg, seed=0):
+  tokens = jnp.arange(2 * cfg.grid[0] * cfg.grid[1]) % cfg.decoder.vocab
+  tokens = tokens.reshape(2, -1)
+  rngs = {'params': jax.random.key(seed), 'order': jax.random.key(1)}
+  cond = empty_conditions(cfg, 2)
+  shapes = jax.eval_shape(Scar(cfg).init, rngs, tokens, cond)['params']
+  cond = jax.tree.map(
+    lambda x: (
+      jax.random.normal(jax.random.key(3), x.shape)
+      if x.dtype == jnp.float32
+      else x
+    ),
+    cond,
+  )
+  return cfg, noisy(nn.unbox(shapes)), tokens, cond
+
+
+def _grad_of(term, cfg, params, tokens, cond, stop=False):
+  target = 2 * cond.features[::-1]
+
+  def loss_fn(params, features, target):
+    out = _run(cfg)(
+      {'params': params}, tokens, cond.replace(features=features), target
+    )
+    if term == 'pres':
+      return objectives.preservation(out.restored, features)
+    return objectives.alignment(out.hidden_prefix, out.align_target, stop)[0]
+
+  return jax.jit(jax.grad(loss_fn, (0, 1, 2)))(params, cond.features, target)
+
+
+def _reached(grads):
+  flat = jax.tree_util.tree_leaves_with_path(grads)
+  return {
+    '/'.join(str(k.key) for k in path) for path, g in flat if np.any(g != 0)
+  }
+
+
+def test_preservation_reaches_compressor_and_restorer_only(tiny):
+  params, features, target = _grad_of('pres', *tiny)
+  parts = {name.rsplit('/', 1)[0] for name in _reached(params)}
+  assert parts == {
+    'prefix/compress/conv0',
+    'prefix/restore/conv_in',
+    'prefix/restore/conv_out',
+  }
+  assert not np.any(features)  # the encoder is frozen
+  assert not np.any(target)
+
+
+def test_alignment_reaches_all_but_restorer_targets_and_head(tiny):
+  params, features, target = _grad_of('align', *tiny)
+  reached = _reached(params)
+  assert {'prefix/compress/conv0/kernel', 'prefix/proj/kernel'} <= reached
+  assert {'text/fc1/kernel', 'decoder/layers/attn/qkv/kernel'} <= reached
+  assert not any('restore' in name for name in reached)
+  # The prefix never sees a target token: exactly zero.
+  assert not np.any(params['decoder']['token']['embedding'])
+  assert not np.any(params['decoder']['head']['kernel'])
+  assert not np.any(features)
+  assert not np.any(target)
+
+
+def test_stopped_target_changes_the_projection_gradient_only_through_it(tiny):
+  flows, _, _ = _grad_of('align', *tiny)
+  stopped, _, _ = _grad_of('align', *tiny, stop=True)
+  layer = ('decoder', 'layers', 'ffn', 'w2', 'kernel')
+  a, b = flows, stopped
+  for key in layer:
+    a, b = a[key], b[key]
+  np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+  kernel = [g['prefix']['proj']['kernel'] for g in (flows, stopped)]
+  assert np.abs(kernel[0] - kernel[1]).max() > 1e-3
+  assert np.any(kernel[1])
+
+
+def test_prefix_reads_the_text_only_under_the_papers_mask():
+  for mask, reads in (('bidirectional', True), ('causal', False)):
+    cfg, params, tokens, cond = _tiny(tiny_config(prefix_mask=mask))
+
+    def states(text, cfg=cfg, params=params, tokens=tokens, cond=cond):
+      changed = cond.replace(text=text)
+      out = _run(cfg)({'params': params}, tokens, changed)
+      return out.hidden_prefix
+
+    changed = states(cond.text + 1.0) - states(cond.text)
+    assert bool(np.any(changed != 0)) == reads, mask
+
+
+def test_hidden_padding_changes_nothing():
+  text = TextCondition(kind='t5', length=3, width=5, mask_pad=True)
+  cfg, params, tokens, cond = _tiny(tiny_config(text=text))
+  mask = jnp.array([[True, True, False], [True, False, False]])
+  cond = cond.replace(text_mask=mask)
+  other = cond.replace(text=jnp.where(mask[..., None], cond.text, 7.0))
+  run = _run(cfg)
+  first = run({'params': params}, tokens, cond)
+  second = run({'params': params}, tokens, other)
+  # The last text position predicts token 0 and always sees itself.
+  np.testing.assert_array_equal(first.logits[:, 1:], second.logits[:, 1:])
+  np.testing.assert_array_equal(first.hidden_prefix, second.hidden_prefix)
+
+
+def test_pre_norm_alignment_is_standardised_on_both_sides():
+  cfg, params, tokens, cond = _tiny(tiny_config(align_hidden='pre_norm'))
+  out = _run(cfg)({'params': params}, tokens, cond, cond.features)
+  for x in (out.hidden_prefix, out.align_target):
+    np.testing.assert_allclose(np.std(x, -1), 1, atol=1e-3)
+  assert np.abs(out.hidden_prefix - out.hidden[:, :4]).max() > 1e-3
+
+
+@pytest.mark.parametrize('compress', ['unshuffle', 'none', 'vq', 'vq_pool'])
+def test_prefix_variants_run(compress):
+  width = 16 if compress.startswith('vq') else 6
+  prefix = PrefixConfig(compress, grid=(4, 4), width=width, out=16)
+  cfg, params, tokens, cond = _tiny(tiny_config(prefix=prefix))
+  target = cond.features
+  out = _run(cfg)({'params': params}, tokens, cond, target)
+  length = 4 if compress in ('unshuffle', 'vq_pool') else 16
+  assert out.hidden.shape == (2, length + 3 + 5, 16)
+  assert out.logits.shape == (2, 6, 11)
+  assert out.restored is None
+  assert (out.align_target is None) == compress.startswith('vq')
+
+
+@pytest.mark.parametrize('kind', ['byte', 'none', 'label'])
+def test_text_kinds_run(kind):
+  encoder = t5_config('byte', width=8, heads=2, head_dim=4, ffn=8, layers=1)
+  text = TextCondition(
+    kind, length=3, classes=4, encoder=encoder if kind == 'byte' else None
+  )
+  cfg, params, tokens, cond = _tiny(tiny_config(text=text))
+  if kind == 'byte':
+    # An empty row is finite, the null condition, and trains nothing of itself.
+    mask = jnp.array([[True, True, False], [False] * 3])
+    cond = cond.replace(text_mask=mask, text=jnp.array([[5, 1, 0], [0, 0, 0]]))
+  out = _run(cfg)({'params': params}, tokens, cond)
+  positions = {'byte': 3, 'none': 0, 'label': 1}[kind]
+  assert out.hidden.shape[1] == 4 + positions + 5
+  assert np.isfinite(out.logits).all()
+  if kind == 'byte':
+    null = cond.replace(null_text=jnp.array([False, True]))
+    same = _run(cfg)({'params': params}, tokens, null)
+    np.testing.assert_array_equal(out.logits, same.logits)
+    grads = jax.grad(
+      lambda p: jnp.sum(_run(cfg)({'params': p}, tokens, cond).logits)
+    )(params)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_text_token_dropout_spares_the_prefix_and_scope_all_adds_targets():
+  for scope in ('text', 'all'):
+    cfg = tiny_config(token_dropout=0.5, token_dropout_scope=scope)
+    cfg = dataclasses.replace(
+      cfg,
+      text_dropout=0.0,
+      decoder=dataclasses.replace(
+        cfg.decoder, resid_dropout=0.0, ffn_dropout=0.0
+      ),
+      prefix_mask='causal',
+    )
+    cfg, params, tokens, cond = _tiny(cfg)
+    rngs = {'dropout': jax.random.key(0), 'condition': jax.random.key(1)}
+    run = _run(cfg)
+    out = run({'params': params}, tokens, cond, deterministic=False, rngs=rngs)
+    still = run({'params': params}, tokens, cond)
+    np.testing.assert_allclose(out.hidden_prefix, still.hidden_prefix)
+    assert np.abs(out.hidden[:, 4:7] - still.hidden[:, 4:7]).max() > 1e-3
+
+
+def test_null_constants_have_no_gradient():
+  cfg, params, tokens, cond = _tiny(
+    tiny_config(
+      cond_dropout='joint',
+      text=TextCondition(kind='t5', length=3, width=5, null='fixed'),
+    )
+  )
+  cond = cond.replace(
+    null_text=jnp.ones(2, bool), null_prefix=jnp.ones(2, bool)
+  )
+  grads = jax.grad(
+    lambda p: jnp.sum(_run(cfg)({'params': p}, tokens, cond).logits ** 2)
+  )(params)
+  assert not np.any(grads['text']['null_text'])
+  assert np.any(grads['null_prefix'])  # learned: ours
+
+
+def test_impossible_models_are_errors():
+  with pytest.raises(ValueError, match=r"order='scale'; accepted: raster, "):
+    tiny_config(order='scale')
+  with pytest.raises(ValueError, match=r'prefix\.out=64; accepted: .* 16'):
+    tiny_config(prefix=OFF)
+  off = PrefixConfig('off', out=16)
+  with pytest.raises(ValueError, match="cond_dropout='joint' without a prefix"):
+    tiny_config(prefix=off, cond_dropout='joint')
+  with pytest.raises(ValueError, match='has nothing to start from'):
+    tiny_config(prefix=off, text=TextCondition(kind='none'))
+  with pytest.raises(
+    ValueError, match=r"text\.kind='clip'; accepted: none, la"
+  ):
+    TextCondition(kind='clip')
+  cfg, params, tokens, cond = _tiny(tiny_config())
+  with pytest.raises(ValueError, match=r'needs conditions\.features'):
+    _run(cfg)({'params': params}, tokens, cond.replace(features=None))
+  with pytest.raises(ValueError, match='null prefixes asked from a model'):
+    _run(cfg)(
+      {'params': params}, tokens, cond.replace(null_prefix=jnp.ones(2, bool))
+    )
