@@ -5,7 +5,10 @@
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from scar_jax.editor import Editor
 
 __version__ = '0.1.0'
 __all__ = ['Editor', '__version__']

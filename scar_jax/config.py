@@ -143,6 +143,7 @@ class ScarModel:
   remat: str = 'none'  # rematerialisation policy of the layers
   scan: bool = True  # layers stacked and scanned
   dtype: str = 'float32'  # of matrix products
+  codebook_init: bool = False  # tables start from the tokenizer's codes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -174,7 +174,7 @@ class Editor:
     classes = self._spread('labels', list(labels or ()), count)
     seeds = _seeds(seed, count)
     sampler = self._sampler(guidance, guidance_image, temperature, top_k, top_p)
-    made: list[Image.Image] = []
+    made: list[np.ndarray] = []
     for start in range(0, count, self.cfg.batch):
       rows = range(start, min(start + self.cfg.batch, count))
       batch, boxes = self._batch(rows, pictures, texts, classes)
@@ -219,9 +219,10 @@ class Editor:
     """Arrays of one padded batch, and the box of every picture."""
     batch, boxes = {}, [None] * len(rows)
     padded = _pad(range(len(rows)), self.cfg.batch)
+    size = self.cfg.image_size
     if pictures:
       fitted = [
-        letterbox(decode(pictures[i], f'image {i}'), self.cfg.image_size)
+        letterbox(decode(pictures[i], _name(pictures[i], i)), size)
         for i in rows
       ]
       boxes = [box for _, box in fitted]
@@ -273,6 +274,12 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
       f'{count} (argument seed)'
     )
   return seeds
+
+
+def _name(picture: Any, i: int) -> str:
+  """How an error names picture i of a request: its path, if it has one."""
+  named = isinstance(picture, str | os.PathLike)
+  return os.fspath(picture) if named else f'image {i}'
 
 
 def _pad(rows: Sequence[int], size: int) -> list[int]:

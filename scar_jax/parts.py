@@ -95,8 +95,9 @@ class Parts:
       configs: 'tokenizer', and where the model needs them 'encoder', 'text'.
     """
     self.cfg = cfg
-    self.tokenizer = VQModel(configs['tokenizer'])
-    self.encoder = self.text = None
+    self.tokenizer: Any = VQModel(configs['tokenizer'])
+    self.encoder: Any = None
+    self.text: Any = None
     if 'encoder' in configs:
       self.encoder = SemanticEncoder(configs['encoder'])
     if 'text' in configs:
@@ -108,6 +109,11 @@ class Parts:
     """Token grid of images."""
     params = {'params': frozen['tokenizer']}
     return self.tokenizer.apply(params, images, method='encode')[0]
+
+  def codes(self, frozen: Mapping[str, PyTree]) -> Float[Array, 'V C']:
+    """The tokenizer's codes, as its decoder reads them."""
+    params = {'params': frozen['tokenizer']}
+    return self.tokenizer.apply(params, method='table')
 
   def images(
     self, frozen: Mapping[str, PyTree], tokens: Int[Array, 'B N']

@@ -8,7 +8,7 @@ batch; uniform orders then scan over steps, others are unrolled. Used by
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def cache_size(length: int) -> int:
   return -(-length // unit) * unit
 
 
-def _tiled(inputs: Inputs, count: int) -> Inputs:
+def _tiled(inputs: Any, count: int) -> Inputs:
   """The same inputs for every branch."""
 
   def tile(t):

@@ -54,7 +54,7 @@ class Reconstructor:
   """
 
   def __init__(self, cfg: Any, params: PyTree, batch: int = 16):
-    model = VQModel(cfg)
+    model: Any = VQModel(cfg)
 
     @jax.jit
     def run(params: PyTree, images: jax.Array) -> jax.Array:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scar_cases import (
   CLOSE,
-  OFF,
   golden_conditions,
   golden_config,
   golden_params,
@@ -377,7 +376,7 @@ def test_impossible_models_are_errors():
   with pytest.raises(ValueError, match=r"order='scale'; accepted: raster, "):
     tiny_config(order='scale')
   with pytest.raises(ValueError, match=r'prefix\.out=64; accepted: .* 16'):
-    tiny_config(prefix=OFF)
+    tiny_config(prefix=PrefixConfig(out=64))
   off = PrefixConfig('off', out=16)
   with pytest.raises(ValueError, match="cond_dropout='joint' without a prefix"):
     tiny_config(prefix=off, cond_dropout='joint')

@@ -132,3 +132,26 @@ def test_impossible_tasks_are_errors(artifacts):
   del batch['condition']
   with pytest.raises(ValueError, match="the batch has no field 'condition'"):
     task.loss({}, {}, task.frozen, batch, jax.random.key(0), True)
+
+
+def test_tables_start_from_the_codebook(artifacts):
+  """Similar codes get similar embeddings and logits; boxes are kept."""
+  task = make_task(scar_config(model__codebook_init=True), artifacts)
+  plain = make_task(scar_config(), artifacts)
+  key, batch = jax.random.key(0), scar_batch()
+  boxed = jax.jit(task.init)(key, batch)['params']
+  other = jax.jit(plain.init)(key, batch)['params']
+  assert jax.tree.structure(boxed) == jax.tree.structure(other)
+  codes = np.asarray(task.parts.codes(task.frozen))
+  params, other = unbox(boxed), unbox(other)
+  spread = codes - codes.mean(0)
+  spread = spread @ spread.T
+  for name, leaf in (('token', 'embedding'), ('head', 'kernel')):
+    table = np.asarray(params['decoder'][name][leaf])
+    table = table if name == 'token' else table.T
+    # Random projections of 4 channels into 8 keep the geometry roughly.
+    assert np.corrcoef(spread.ravel(), (table @ table.T).ravel())[0, 1] > 0.7
+    assert np.linalg.matrix_rank(table) == codes.shape[1]
+  np.testing.assert_array_equal(
+    params['prefix']['proj']['kernel'], other['prefix']['proj']['kernel']
+  )

@@ -39,6 +39,7 @@ class VQConfig:
   groups: int = 32  # of the group norms; 0: norm per position
   attn: bool = True  # attention at the lowest level
   patch: int = 1  # pixels per side that enter as channels
+  skip: bool = False  # linear paths around encoder and decoder
   dropout: float = 0.0
   conv_impl: str = 'auto'  # 'auto' | 'xla' | 'matmul'
   dtype: str = 'float32'  # compute
@@ -137,7 +138,13 @@ class Encoder(nn.Module):
       x = constrain(x, 'batch', None, None, None)
     x = _middle(cfg, x, res, deterministic)
     x = nn.swish(layers.Norm(cfg.groups, cfg.dtype, name='norm_out')(x))
-    return layers.Conv(cfg.z_channels, name='conv_out', **kw)(x)
+    x = layers.Conv(cfg.z_channels, name='conv_out', **kw)(x)
+    if cfg.skip:
+      # A linear autoencoder of patches from the first step on: it keeps the
+      # colours of flat areas, which the norms take out of the deep path.
+      flat = layers.space_to_depth(images, cfg.downsample)
+      x = x + _pointwise(cfg, cfg.z_channels)(flat)
+    return x
 
 
 class Decoder(nn.Module):
@@ -153,6 +160,7 @@ class Decoder(nn.Module):
     kw = dict(impl=cfg.conv_impl, dtype=cfg.dtype)
     res = dict(groups=cfg.groups, dropout=cfg.dropout, **kw)
     last = len(cfg.ch_mult) - 1
+    latent = x
     x = layers.Conv(cfg.ch * cfg.ch_mult[-1], name='conv_in', **kw)(x)
     x = _middle(cfg, x, res, deterministic)
     for level, mult in enumerate(reversed(cfg.ch_mult)):
@@ -170,7 +178,21 @@ class Decoder(nn.Module):
       x = constrain(x, 'batch', None, None, None)
     x = nn.swish(layers.Norm(cfg.groups, cfg.dtype, name='norm_out')(x))
     x = layers.Conv(3 * cfg.patch**2, name='conv_out', **kw)(x)
-    return layers.depth_to_space(x, cfg.patch).astype(jnp.float32)
+    x = layers.depth_to_space(x, cfg.patch)
+    if cfg.skip:
+      flat = _pointwise(cfg, 3 * cfg.downsample**2)(latent)
+      x = x + layers.depth_to_space(flat, cfg.downsample)
+    return x.astype(jnp.float32)
+
+
+def _pointwise(cfg: VQConfig, features: int) -> layers.Conv:
+  return layers.Conv(
+    features,
+    window=1,
+    padding=((0, 0), (0, 0)),
+    dtype=cfg.dtype,
+    name='skip',
+  )
 
 
 def _middle(

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from scar_jax import objectives
 from scar_jax.config import SCAR_SECTIONS
+from scar_jax.models.codebook_init import start_from_codebook
 from scar_jax.models.condition import TextCondition
 from scar_jax.models.decoder import decoder_size
 from scar_jax.models.encoders.semantic import encoder_grid, encoder_width
@@ -58,7 +59,13 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
     batch=config.sample.batch,
   )
   used = {name: _needed(artifacts, name) for name in editor.needs}
-  return ScarTask(editor, used, config.loss, config.align.stop_target_grad)
+  return ScarTask(
+    editor,
+    used,
+    config.loss,
+    config.align.stop_target_grad,
+    config.model.codebook_init,
+  )
 
 
 def _needed(artifacts: Mapping[str, Any], name: str) -> Any:
@@ -163,6 +170,7 @@ class ScarTask:
     artifacts: Mapping[str, Any],
     loss: Any,
     stop_target_grad: bool = False,
+    codebook_init: bool = False,
   ):
     self.editor = editor
     self.parts = Parts(
@@ -172,6 +180,7 @@ class ScarTask:
     self.model = Scar(editor.model)
     self.weights = loss
     self.stop_target_grad = stop_target_grad
+    self.codebook_init = codebook_init
     # Before training, not at the first picture.
     check_guidance(editor.model, split_scales(editor.sample)[1].guidance_mode)
 
@@ -181,7 +190,14 @@ class ScarTask:
     cond = empty_conditions(cfg, count)
     tokens = jnp.zeros((count, cfg.grid[0] * cfg.grid[1]), jnp.int32)
     params, order = jax.random.split(rng)
-    return self.model.init({'params': params, 'order': order}, tokens, cond)
+    fresh = self.model.init({'params': params, 'order': order}, tokens, cond)
+    if not self.codebook_init:
+      return fresh
+    codes = self.parts.codes(self.frozen)
+    start = start_from_codebook(
+      fresh['params'], codes, jax.random.fold_in(rng, 1)
+    )
+    return {**fresh, 'params': start}
 
   def loss(
     self,

@@ -37,7 +37,8 @@ class TokenizerModel:
   groups: int = number(-1, -1)  # -1: by size; 0: norm per position
   patch: int = number(0, 0)  # pixels per side that enter as channels
   attn: str = choice('', '', 'on', 'off')
-  l2_norm: bool = True  # codes of unit length
+  l2_norm: str = choice('', '', 'on', 'off')  # codes of unit length
+  skip: str = choice('', '', 'on', 'off')  # linear paths around the networks
   dropout: float = number(0.0, 0.0, 1.0)
   conv_impl: str = choice('auto', 'auto', 'xla', 'matmul')
   dtype: str = 'float32'
@@ -70,12 +71,13 @@ SECTIONS: dict[str, type] = {'model': TokenizerModel, 'loss': TokenizerLoss}
 def model_config(model: TokenizerModel) -> VQConfig:
   """The `VQConfig` that the section describes."""
   given = dataclasses.asdict(model)
-  size, groups, attn = (given.pop(k) for k in ('size', 'groups', 'attn'))
-  values = {k: v for k, v in given.items() if v or k in ('l2_norm', 'dropout')}
+  size, groups = given.pop('size'), given.pop('groups')
+  values = {k: v for k, v in given.items() if v}
   if groups >= 0:
     values['groups'] = groups
-  if attn:
-    values['attn'] = attn == 'on'
+  for switch in ('attn', 'l2_norm', 'skip'):
+    if switch in values:
+      values[switch] = values[switch] == 'on'
   return vq_config(size, **values)
 
 
