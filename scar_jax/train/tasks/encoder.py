@@ -29,6 +29,7 @@ class EncoderModel:
   """Section `model`; 0 and '' mean: by size."""
 
   size: str = 'tiny'  # 'tiny' or a DINOv2 size: S, B, L, g, also with _reg
+  image_size: int = number(0, 0)  # pixels it sees; 0: those of the data
   patch: int = number(0, 0)  # pixels
   width: int = number(0, 0)
   depth: int = number(0, 0)
@@ -56,9 +57,10 @@ SECTIONS: dict[str, type] = {'model': EncoderModel, 'loss': EncoderLoss}
 
 
 def model_config(model: EncoderModel, image_size: int) -> EncoderConfig:
-  """The `EncoderConfig` that the section describes, at the data's size."""
+  """The `EncoderConfig` that the section describes; size of the data."""
   given = dataclasses.asdict(model)
   size, scale = given.pop('size'), given.pop('layerscale')
+  image_size = given.pop('image_size') or image_size
   values = {k: v for k, v in given.items() if v}
   if scale:
     values['layerscale'] = scale == 'on'
