@@ -120,7 +120,12 @@ def stage_config(
     patch=patch,
   )
   stage = given.variant
-  data = dict(source=source, kind=kinds[stage], batch=64, image_size=given.res)
+  data = dict(
+    source=source,
+    kind=kinds[stage],
+    batch=32 if stage == 'tokenizer' else 64,
+    image_size=given.res,
+  )
   if stage == 'tokenizer':
     config = _tokenizer(data, given)
   elif stage == 'encoder':
@@ -141,12 +146,12 @@ def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     data=data,
     model=dict(size=given.size or 'tiny', patch=given.patch),
     # Latents first settle unquantised; the codes then start among them.
-    loss=dict(vq_start=100, kmeans_iters=10, dead_after=50),
+    loss=dict(vq_start=80, kmeans_iters=10, dead_after=30),
     optim=dict(
-      lr=2e-3, schedule='cosine', warmup_steps=50, end_scale=0.02, b2=0.99,
+      lr=4e-3, schedule='cosine', warmup_steps=20, end_scale=0.02,
       weight_decay=0.0,
     ),
-    train=dict(steps=1000, ema=0.99, log_every=25, save_every=250),
+    train=dict(steps=700, ema=0.99, log_every=25, save_every=350),
   )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from scar_jax.config import differences
 from scar_jax.train.state import TrainState
-from scar_jax.train.whole import ITEMS, WholeSteps, scan, unwhole_reason
+from scar_jax.train.whole import WholeSteps, scan, unwhole_reason
 from scar_jax.types import PyTree
 
 LAYOUT = 1  # of the items; a change of parameter paths raises it

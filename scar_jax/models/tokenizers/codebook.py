@@ -87,6 +87,9 @@ def revive(
 ) -> tuple[Float[Array, 'V C'], Usage]:
   """Moves codes that no batch used for `dead_after` steps onto latents.
 
+  A latent is taken the likelier the farther it lies from all codes: pictures
+  are full of equal patches, whose latents have their code already.
+
   Args:
     codes: the raw codebook.
     usage: with the pool of this step's batch.
@@ -95,11 +98,24 @@ def revive(
     rng: picks which latent each dead code takes.
   """
   pool = usage['pool']
-  picks = jax.random.permutation(rng, pool.shape[0])[: codes.shape[0]]
+  gap, _ = _nearest(pool, codes)
+  score = jnp.log(gap + 1e-12) + jax.random.gumbel(rng, gap.shape)
+  picks = jnp.argsort(-score)[: codes.shape[0]]
+  # The farthest latents go to dead codes, in order.
   dead = (usage['idle'] >= dead_after) & live
-  codes = jnp.where(dead[:, None], pool[picks], codes)
+  turn = jnp.maximum(jnp.cumsum(dead) - 1, 0)
+  codes = jnp.where(dead[:, None], pool[picks[turn]], codes)
   idle = jnp.where(dead | ~live, 0, usage['idle'])
   return codes, {**usage, 'idle': idle}
+
+
+def _nearest(
+  x: Float[Array, 'Q C'], codes: Float[Array, 'V C']
+) -> tuple[Float[Array, ' Q'], Int[Array, ' Q']]:
+  """Squared distance to the nearest code, and which one that is."""
+  gaps = jnp.sum(jnp.square(codes), -1) - 2 * x @ codes.T
+  gap = jnp.min(gaps, -1) + jnp.sum(jnp.square(x), -1)
+  return jnp.maximum(gap, 0.0), jnp.argmin(gaps, axis=-1)
 
 
 def kmeans(
@@ -109,7 +125,10 @@ def kmeans(
   l2_norm: bool,
   rng: Array,
 ) -> Float[Array, 'V C']:
-  """Lloyd's algorithm from random latents; an empty cluster keeps its centre.
+  """Lloyd's algorithm from random latents.
+
+  An empty cluster moves to one of the latents farthest from all centres, so
+  that equal latents (white patches) do not keep many codes.
 
   Args:
     pool: latents, more than `codes`.
@@ -121,11 +140,13 @@ def kmeans(
   picks = jax.random.permutation(rng, pool.shape[0])[:codes]
 
   def body(_: int, centres: jax.Array) -> jax.Array:
-    dots = pool @ centres.T - 0.5 * jnp.sum(jnp.square(centres), -1)
-    nearest = jnp.argmax(dots, axis=-1)
+    gap, nearest = _nearest(pool, centres)
     total = jnp.zeros_like(centres).at[nearest].add(pool)
-    number = jnp.zeros(codes).at[nearest].add(1.0)[:, None]
-    mean = jnp.where(number > 0, total / jnp.maximum(number, 1.0), centres)
+    number = jnp.zeros(codes).at[nearest].add(1.0)
+    empty = number == 0
+    far = pool[jnp.argsort(-gap)[jnp.maximum(jnp.cumsum(empty) - 1, 0)]]
+    mean = total / jnp.maximum(number, 1.0)[:, None]
+    mean = jnp.where(empty[:, None], far, mean)
     return normalize(mean) if l2_norm else mean
 
   return jax.lax.fori_loop(0, iters, body, pool[picks])

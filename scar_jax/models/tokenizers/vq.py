@@ -65,7 +65,7 @@ _SIZES: dict[str, dict[str, Any]] = {
   'vq16': {},
   'vq8': dict(ch_mult=(1, 2, 2, 4)),
   'tiny': dict(
-    codes=1024, code_dim=16, l2_norm=False, ch=48, ch_mult=(1,), res_blocks=1,
+    codes=1024, code_dim=24, l2_norm=False, ch=48, ch_mult=(1,), res_blocks=1,
     z_channels=48, groups=0, attn=False, patch=4, skip=True,
   ),
 }  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from scar_jax.train.tasks import tokenizer as tok
 
 TINY = tok.TokenizerModel(
-  codes=16, code_dim=4, ch=8, ch_mult=(1,), z_channels=8, patch=2
+  codes=16, code_dim=4, ch=8, ch_mult=(1,), z_channels=8, patch=2, l2_norm='on'
 )
 
 
