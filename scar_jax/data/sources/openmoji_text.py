@@ -6,7 +6,7 @@ one of several wordings; the first of each list is the one for evaluation.
 
 import numpy as np
 
-MAX_BYTES = 40
+MAX_BYTES = 30
 TEMPLATES = {
   'tone': (
     '{} skin',
