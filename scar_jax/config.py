@@ -41,6 +41,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
+  name: str = choice('adamw', 'adamw', 'muon')  # muon: of matrices; else adamw
   lr: float = number(1e-4, 0.0)  # peak learning rate
   schedule: str = choice('constant', 'constant', 'cosine', 'lin0')
   warmup_steps: int = number(0, 0)  # linear, from `warmup_start` of lr
@@ -137,6 +138,7 @@ class ScarModel:
   drop_path: float = number(0.0, 0.0, 1.0)
   token_dropout: float = number(0.1, 0.0, 1.0)
   token_dropout_scope: str = choice('text', 'text', 'all')
+  token_noise: float = number(0.0, 0.0, 1.0)  # most inputs made random codes
   text_dropout: float = number(0.1, 0.0, 1.0)  # null text, for guidance
   prefix_dropout: float = number(0.1, 0.0, 1.0)  # null prefix, joint scheme
   cond_dropout: str = choice('text', 'text', 'joint')

@@ -14,6 +14,7 @@ from scar_jax.data.transforms import (
   load_image,
   to_byte_range,
 )
+from scar_jax.extras import require
 
 DEPTH_RULES = ('stored', 'minmax')
 
@@ -78,13 +79,7 @@ def canny(
   Raises:
     ValueError: OpenCV is not installed.
   """
-  try:
-    import cv2
-  except ImportError as error:
-    raise ValueError(
-      'canny edges need the package opencv-python-headless: install'
-      ' scar_jax[controls]'
-    ) from error
+  cv2 = require('cv2', 'data')
   edges = cv2.Canny(np.ascontiguousarray(image), low, high)
   return np.repeat(edges[..., None], 3, axis=-1)
 

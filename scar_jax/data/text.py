@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int32
 
 from scar_jax.data.cleaning import clean_caption
 from scar_jax.data.records import RecordError
+from scar_jax.extras import require
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 _BYTES = 3  # first byte id, after pad, end and unknown, as in ByT5
@@ -221,7 +222,7 @@ class _Pieces:
   """Picklable call on a SentencePiece model."""
 
   def __init__(self, path: str):
-    sentencepiece = _import('sentencepiece')
+    sentencepiece = require('sentencepiece', 'text')
     self.model = sentencepiece.SentencePieceProcessor(model_file=path)
 
   def __call__(self, text: str) -> list[int]:
@@ -232,19 +233,10 @@ class _Fast:
   """Picklable call on a `tokenizer.json`."""
 
   def __init__(self, path: str):
-    self.model = _import('tokenizers').Tokenizer.from_file(path)
+    self.model = require('tokenizers', 'text').Tokenizer.from_file(path)
 
   def __call__(self, text: str) -> list[int]:
     return self.model.encode(text, add_special_tokens=False).ids
-
-
-def _import(library: str) -> Any:
-  try:
-    return __import__(library)
-  except ImportError as error:
-    raise ValueError(
-      f'text.kind=t5 needs the package {library}: install scar_jax[text]'
-    ) from error
 
 
 def _load_t5(path: str | pathlib.Path) -> tuple[Any, int]:

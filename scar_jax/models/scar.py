@@ -199,7 +199,8 @@ class Scar(nn.Module):
       keys = jax.random.split(self.make_rng('order'), batch)
       perm = self.order.draw(keys)
     set0 = self.set0(cond, deterministic)
-    inputs = self.order.train_inputs(tokens, perm)
+    seen = tokens if deterministic else self._noisy(tokens)
+    inputs = self.order.train_inputs(seen, perm)
     target_pos = layout.target_positions(inputs)
     pos0 = jnp.asarray(layout.positions)
     if target_pos.ndim == 3:  # one permutation per sample
@@ -234,6 +235,22 @@ class Scar(nn.Module):
       restored=set0.restored,
       **self._alignment(hidden, pre_norm, target_features),
     )
+
+  def _noisy(self, tokens: Int[Array, 'B N']) -> Int[Array, 'B N']:
+    """Replaces a share of the inputs, another in each sample, by any codes.
+
+    The model then cannot lean on the tokens before alone: every token asks the
+    prefix and the text again, and its own mistakes in sampling are nothing new
+    (the idea of the self-correction in FoundationVision/Infinity).
+    """
+    cfg = self.cfg
+    if not cfg.token_noise:
+      return tokens
+    share, hit, code = jax.random.split(self.make_rng('dropout'), 3)
+    share = cfg.token_noise * jax.random.uniform(share, (len(tokens), 1))
+    hit = jax.random.uniform(hit, tokens.shape) < share
+    codes = jax.random.randint(code, tokens.shape, 0, cfg.decoder.vocab)
+    return jnp.where(hit, codes, tokens)
 
   def _dropped(self, cond: Conditions, draws: Float[Array, ' B']) -> Conditions:
     cfg = self.cfg

@@ -46,6 +46,8 @@ class ScarConfig:
     prefix_dropout: rate of null prefixes in training, 'joint' only.
     token_dropout: rate on embeddings of text, or of text and target.
     token_dropout_scope: 'text' or 'all'; never the prefix.
+    token_noise: largest share of target inputs replaced by random codes, drawn
+      per sample, in training.
     align_hidden: 'post_norm', or 'pre_norm' with a non-affine LayerNorm on
       both sides of the alignment.
   """
@@ -64,6 +66,7 @@ class ScarConfig:
   prefix_dropout: float = 0.1
   token_dropout: float = 0.1
   token_dropout_scope: str = 'text'
+  token_noise: float = 0.0
   align_hidden: str = 'post_norm'
 
   def __post_init__(self):

@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Float
+from optax.contrib import MuonDimensionNumbers
 
 from scar_jax.config import OptimConfig
 from scar_jax.sharding import logical_axes, path_name, unbox
@@ -90,6 +92,34 @@ def decay_mask(boxed: PyTree, rule: str = 'ndim') -> PyTree:
   return jax.tree_util.tree_map_with_path(decays, unbox(boxed), axes)
 
 
+def muon_axes(boxed: PyTree) -> PyTree:
+  """Input and output axes of every matrix that Muon orthogonalises.
+
+  Kernels of linear maps; a further axis (stacked layers; query, key and value)
+  counts as matrices side by side. None for what is left to AdamW: tables, the
+  head over the vocabulary, convolutions, vectors.
+
+  Args:
+    boxed: abstract parameters with logical axes.
+  """
+
+  def axes(path: Any, leaf: Any, names: tuple[str | None, ...]) -> Any:
+    del leaf
+    if path_name(path).split('/')[-1] != 'kernel' or 'vocab' in names:
+      return None
+    first, last = int(names[0] == 'layers'), len(names) - 1
+    if names[last] == 'embed':
+      return MuonDimensionNumbers(tuple(range(first, last)), (last,))
+    if names[first] != 'embed':
+      return None
+    out = [i for i in range(first + 1, last + 1) if names[i] is not None]
+    return MuonDimensionNumbers((first,), tuple(out)) if out else None
+
+  return jax.tree_util.tree_map_with_path(
+    axes, unbox(boxed), logical_axes(boxed)
+  )
+
+
 def _groups(cfg: OptimConfig, params: PyTree, labels: PyTree | None) -> PyTree:
   """Group name of each parameter, the frozen ones by config included."""
 
@@ -136,17 +166,29 @@ def make_optimizer(
     if group == 'frozen':
       return optax.set_to_zero()
     clip = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
-    return optax.chain(
-      *clip,
-      optax.adamw(
-        learning_rate(cfg, steps, peaks.get(group)),
+    rate = learning_rate(cfg, steps, peaks.get(group))
+    if cfg.name == 'muon':
+      update = optax.contrib.muon(
+        rate,
+        weight_decay=cfg.weight_decay,
+        weight_decay_mask=mask,
+        adam_b1=cfg.b1,
+        adam_b2=cfg.b2,
+        adam_weight_decay=cfg.weight_decay,
+        muon_weight_dimension_numbers=muon_axes(boxed),
+        # Updates as large as those of AdamW, so that one rate fits both.
+        consistent_rms=0.2,
+      )
+    else:
+      update = optax.adamw(
+        rate,
         b1=cfg.b1,
         b2=cfg.b2,
         eps=cfg.eps,
         weight_decay=cfg.weight_decay,
         mask=mask,
-      ),
-    )
+      )
+    return optax.chain(*clip, update)
 
   def mask(tree: PyTree) -> PyTree:
     # optax hands over one group with the others' leaves masked out.

@@ -10,7 +10,6 @@ import dataclasses
 from collections import defaultdict
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -20,6 +19,9 @@ from scar_jax.data.sources import openmoji_glyphs as glyphs
 from scar_jax.data.sources import openmoji_pairs as pairs
 from scar_jax.data.sources import openmoji_text as text
 from scar_jax.data.sources.openmoji_pairs import Picture
+from scar_jax.extras import require
+
+cv2 = require('cv2', 'data')
 
 # Share of each kind of record in training, by the name of the mixture.
 MIXTURES = {

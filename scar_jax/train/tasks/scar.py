@@ -155,6 +155,7 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
     prefix_dropout=model.prefix_dropout,
     token_dropout=model.token_dropout,
     token_dropout_scope=model.token_dropout_scope,
+    token_noise=model.token_noise,
     align_hidden=config.align.hidden,
   )
 
