@@ -92,6 +92,8 @@ def stage_config(
   labels: dict[str, int],
   res: int = 32,
   patch: int = 4,
+  text: int = 40,
+  steps: int = 1200,
 ) -> ConfigDict:
   """The three stages of a small embedded data set.
 
@@ -106,6 +108,8 @@ def stage_config(
     labels: what the encoder learns to tell -> number of classes.
     res: pixels of a picture.
     patch: pixels of a token.
+    text: bytes of the longest instruction, its end mark included.
+    steps: of SCAR.
   """
   given = parse_arg(
     arg,
@@ -123,7 +127,7 @@ def stage_config(
   data = dict(
     source=source,
     kind=kinds[stage],
-    batch=32 if stage == 'tokenizer' else 64,
+    batch=16 if stage in ('edit', 'control') else 32,
     image_size=given.res,
   )
   if stage == 'tokenizer':
@@ -132,6 +136,8 @@ def stage_config(
     config = _encoder(data, given, labels)
   else:
     config = _scar(data, given)
+    config.text.length = text
+    config.train.steps = steps
   if given.full:
     config.train.steps *= 10
     config.train.save_every *= 4
@@ -151,7 +157,7 @@ def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
       lr=4e-3, schedule='cosine', warmup_steps=20, end_scale=0.02,
       weight_decay=0.0,
     ),
-    train=dict(steps=700, ema=0.99, log_every=25, save_every=350),
+    train=dict(steps=500, ema=0.99, log_every=25, save_every=250),
   )  # fmt: skip
 
 
@@ -161,13 +167,14 @@ def _encoder(
   return task_config(
     'encoder',
     data=data,
-    # It sees 8 x 8 patches whatever the size of the picture.
-    model=dict(size=given.size or 'tiny', image_size=32),
+    # The grid of features is that of the tokens, so that every position of
+    # the prefix stands for the same whole number of tokens.
+    model=dict(size=given.size or 'tiny', patch=given.patch),
     loss=dict(labels=tuple(labels.items())),
     optim=dict(
-      lr=1e-3, schedule='cosine', warmup_steps=50, end_scale=0.05,
+      lr=1.5e-3, schedule='cosine', warmup_steps=30, end_scale=0.05,
     ),
-    train=dict(steps=400, ema=0.99, log_every=25, save_every=200),
+    train=dict(steps=320, ema=0.98, log_every=20, save_every=160),
   )  # fmt: skip
 
 
@@ -176,25 +183,25 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     'scar',
     data=data,
     model=dict(
-      size=given.size or 'tiny', cond_dropout='joint', resid_dropout=0.0,
-      ffn_dropout=0.0, token_dropout=0.0,
+      size=given.size or 'tiny', codebook_init=True, token_noise=1.0,
+      resid_dropout=0.0, ffn_dropout=0.0, token_dropout=0.0,
     ),
     order=dict(name=given.order),
-    prefix=dict(k=2),
+    # Unnormalised, projection and states chase each other's scale upwards.
+    prefix=dict(k=2, norm='layernorm', rope='aligned'),
     # From scratch and this small, a moving target would collapse.
     align=dict(stop_target_grad=True),
-    text=dict(length=40),
     optim=dict(
-      lr=1e-3, schedule='cosine', warmup_steps=100, end_scale=0.02,
+      name='muon', lr=4e-3, schedule='cosine', warmup_steps=60, end_scale=0.02,
     ),
     train=dict(
-      steps=2400, ema=0.995, log_every=25, save_every=400, picture_every=400,
+      ema=0.99, log_every=25, save_every=400, picture_every=400,
     ),
-    sample=dict(temperature=0.0),
+    sample=dict(temperature=0.0, guidance=3.0),
   )  # fmt: skip
   if given.no_source:
     config.prefix.compress = 'off'
-    config.model.cond_dropout = 'text'
   if given.no_text:
     config.text.kind = 'none'
+    config.sample.guidance = 1.0
   return config

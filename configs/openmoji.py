@@ -27,8 +27,9 @@ KINDS = {
 
 
 def get_config(arg=None):
-  # 11 x 11 tokens of 3 pixels: with 4 pixels a token has to choose between the
-  # shape of an outline and the tone beside it.
+  # 12 x 12 tokens of 3 pixels: with 4 pixels a token has to choose between the
+  # shape of an outline and the tone beside it. The 6 x 6 prefix positions then
+  # cover 2 x 2 tokens each.
   return common.stage_config(
-    arg, 'openmoji', KINDS, label_sizes(), res=33, patch=3
+    arg, 'openmoji', KINDS, label_sizes(), res=36, patch=3, text=32
   )

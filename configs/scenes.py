@@ -26,4 +26,4 @@ CELLS = {
 
 
 def get_config(arg=None):
-  return common.stage_config(arg, 'scenes', KINDS, CELLS)
+  return common.stage_config(arg, 'scenes', KINDS, CELLS, steps=2400)

@@ -13,7 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from scar_jax.config_values import choice, number, read_section, unknown_name
+from scar_jax.config_values import (
+  choice,
+  nearest_multiples,
+  number,
+  read_section,
+  unknown_name,
+)
 from scar_jax.train.tasks import task_module
 
 
@@ -297,31 +303,6 @@ def batch_per_device(
       )
     raise ValueError(f'data.batch={batch} {what} ({valid} would be) {where}')
   return batch // split
-
-
-def nearest_multiples(value: int, factor: int) -> str:
-  """'8 or 12' for 10 and 4; only '4' for 2 and 4."""
-  low = value // factor * factor
-  return f'{low} or {low + factor}' if low else str(factor)
-
-
-def check_multiple(name: str, value: int, factor: int, why: str) -> None:
-  """Refuses a size that its factor does not divide.
-
-  Args:
-    name: config field.
-    value: its value.
-    factor: what must divide it.
-    why: what the factor is, in words.
-
-  Raises:
-    ValueError: names the nearest sizes.
-  """
-  if value % factor:
-    raise ValueError(
-      f'{name}={value} is not a multiple of {factor}, {why}; accepted: '
-      f'{nearest_multiples(value, factor)} (set --config.{name})'
-    )
 
 
 def check_tensor_axis(tensor: int, heads: int) -> None:

@@ -43,6 +43,31 @@ def nearest(name: str, known: Iterable[str]) -> str:
   return f' Did you mean {folded[close[0]]!r}?' if close else ''
 
 
+def nearest_multiples(value: int, factor: int) -> str:
+  """'8 or 12' for 10 and 4; only '4' for 2 and 4."""
+  low = value // factor * factor
+  return f'{low} or {low + factor}' if low else str(factor)
+
+
+def check_multiple(name: str, value: int, factor: int, why: str) -> None:
+  """Refuses a size that its factor does not divide.
+
+  Args:
+    name: config field.
+    value: its value.
+    factor: what must divide it.
+    why: what the factor is, in words.
+
+  Raises:
+    ValueError: names the nearest sizes.
+  """
+  if value % factor:
+    raise ValueError(
+      f'{name}={value} is not a multiple of {factor}, {why}; accepted: '
+      f'{nearest_multiples(value, factor)} (set --config.{name})'
+    )
+
+
 def unknown_name(name: str, known: Iterable[str], path: str = '') -> ValueError:
   """The error for a field that does not exist."""
   known = sorted(known)

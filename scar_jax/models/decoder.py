@@ -158,7 +158,7 @@ def _var(depth: int, gate: float, shared: bool = False):
 
 # LlamaGen's sizes by letter, VAR's by depth, and two for one CPU.
 SIZES: dict[str, dict[str, Any]] = {
-  'tiny': _llama(128, 4, 4, 512, multiple_of=32),
+  'tiny': _llama(128, 3, 2, 512, multiple_of=32),
   'small': _llama(256, 6, 8, 512, multiple_of=32),
   'B': _llama(768, 12, 12),
   'L': _llama(1024, 24, 16),

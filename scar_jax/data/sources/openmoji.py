@@ -26,15 +26,15 @@ cv2 = require('cv2', 'data')
 # Share of each kind of record in training, by the name of the mixture.
 MIXTURES = {
   'edit': {
-    'tone': 0.55, 'gender': 0.06, 'hair': 0.03, 'recolor': 0.22,
-    'background': 0.05, 'flip': 0.04, 'gray': 0.02, 'keep': 0.03,
+    'tone': 0.7, 'gender': 0.04, 'hair': 0.02, 'recolor': 0.14,
+    'background': 0.03, 'flip': 0.03, 'gray': 0.02, 'keep': 0.02,
   },
   'control': {'control': 1.0},
   'image': {'image': 1.0},
 }  # fmt: skip
 MIXTURES['both'] = {
-  **{kind: 0.8 * share for kind, share in MIXTURES['edit'].items()},
-  'control': 0.2,
+  **{kind: 0.85 * share for kind, share in MIXTURES['edit'].items()},
+  'control': 0.15,
 }
 KINDS = (*MIXTURES['edit'], 'control', 'image')
 EVAL_LIMIT = 200  # records of each kind in the splits for evaluation

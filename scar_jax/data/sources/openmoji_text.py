@@ -13,9 +13,6 @@ TEMPLATES = {
     'make the skin {}',
     '{} skin tone',
     'change to {} skin',
-    'skin tone: {}',
-    'give it {} skin',
-    'use a {} skin tone',
   ),
   'gender': (
     'make it a {}',

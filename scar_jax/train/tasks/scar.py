@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from scar_jax import objectives
 from scar_jax.config import SCAR_SECTIONS
+from scar_jax.config_values import check_multiple
 from scar_jax.models.codebook_init import start_from_codebook
 from scar_jax.models.condition import TextCondition
 from scar_jax.models.decoder import decoder_size
@@ -82,12 +83,9 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
   model, text, prefix = config.model, config.text, config.prefix
   vq = _needed(artifacts, 'tokenizer').config
   size = config.data.image_size
-  if size % vq.downsample:
-    raise ValueError(
-      f'data.image_size={size} is not divisible by the tokenizer patch of '
-      f'{vq.downsample}; accepted: its multiples (set '
-      '--config.data.image_size)'
-    )
+  check_multiple(
+    'data.image_size', size, vq.downsample, 'the pixels of a token'
+  )
   sizes = {
     name: getattr(model, name)
     for name in ('width', 'layers', 'heads')

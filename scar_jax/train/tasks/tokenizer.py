@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scar_jax import objectives
-from scar_jax.config_values import choice, number
+from scar_jax.config_values import check_multiple, choice, number
 from scar_jax.models.tokenizers import codebook, perceptual
 from scar_jax.models.tokenizers.gan import PatchDiscriminator
 from scar_jax.models.tokenizers.vq import VQConfig, VQModel, vq_config
@@ -89,12 +89,12 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'TokenizerTask':
   """
   del artifacts
   cfg = model_config(config.model)
-  size = config.data.image_size
-  if size % cfg.downsample:
-    raise ValueError(
-      f'data.image_size={size} is not divisible by the tokenizer factor '
-      f'{cfg.downsample} (set --config.data.image_size)'
-    )
+  check_multiple(
+    'data.image_size',
+    config.data.image_size,
+    cfg.downsample,
+    'the pixels of a token',
+  )
   return TokenizerTask(cfg, config.loss)
 
 

@@ -1,0 +1,69 @@
+"""Noise on the inputs of training: what it touches and how much of it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scar_cases import noisy, tiny_config
+
+from scar_jax.models.scar import Scar, empty_conditions
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  """A model without dropout of any other kind, its weights and inputs."""
+  cfg = tiny_config(
+    token_noise=1.0, text_dropout=0.0, prefix_dropout=0.0, token_dropout=0.0
+  )
+  decoder = dataclasses.replace(
+    cfg.decoder, resid_dropout=0.0, ffn_dropout=0.0, vocab=97
+  )
+  cfg = dataclasses.replace(cfg, decoder=decoder)
+  tokens = jnp.arange(2 * 6).reshape(2, 6)
+  cond = empty_conditions(cfg, 2)
+  shapes = jax.eval_shape(Scar(cfg).init, jax.random.key(0), tokens, cond)
+  return cfg, noisy(shapes['params']), tokens, cond
+
+
+def _run(tiny, noise, deterministic=False, seed=0):
+  cfg, params, tokens, cond = tiny
+  model = Scar(dataclasses.replace(cfg, token_noise=noise))
+  streams = 'dropout', 'condition'
+  rngs = dict(zip(streams, jax.random.split(jax.random.key(seed)), strict=True))
+  return model.apply(
+    {'params': params}, tokens, cond, deterministic=deterministic, rngs=rngs
+  )
+
+
+def test_targets_stay_and_the_first_logits_have_seen_no_token(tiny):
+  clean, noised = _run(tiny, 0.0), _run(tiny, 1.0)
+  np.testing.assert_array_equal(noised.targets, clean.targets)
+  np.testing.assert_allclose(noised.logits[:, 0], clean.logits[:, 0], 1e-5)
+  assert np.abs(noised.logits[:, -1] - clean.logits[:, -1]).max() > 1e-2
+
+
+def test_no_noise_outside_training(tiny):
+  clean = _run(tiny, 0.0, deterministic=True)
+  noised = _run(tiny, 1.0, deterministic=True)
+  np.testing.assert_array_equal(noised.logits, clean.logits)
+
+
+@pytest.mark.parametrize('most', [0.3, 1.0])
+def test_each_sample_has_a_share_of_its_own_up_to_the_most(tiny, most):
+  cfg, params, *_ = tiny
+  model = Scar(dataclasses.replace(cfg, token_noise=most))
+  tokens = jnp.tile(jnp.arange(4000) % 97, (64, 1))
+  noised = model.apply(
+    {'params': params},
+    tokens,
+    method='_noisy',
+    rngs={'dropout': jax.random.key(1)},
+  )
+  # One random code in 97 is the old one.
+  share = np.mean(np.asarray(noised != tokens), axis=1) * 97 / 96
+  assert share.max() < most + 0.03
+  assert share.mean() == pytest.approx(most / 2, abs=0.06 * most)
+  assert share.std() == pytest.approx(most / 12**0.5, rel=0.2)
+  assert set(np.unique(noised)) == set(range(97))

@@ -1,0 +1,153 @@
+"""Mesh sizes, the rules, and a real model on eight devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from scar_setup import frozen_artifacts, scar_batch, scar_config
+
+from scar_jax import sharding
+from scar_jax.config import OptimConfig
+from scar_jax.train import state as state_lib
+from scar_jax.train.optim import make_optimizer
+from scar_jax.train.step import make_step
+from scar_jax.train.tasks import abstract, make_task
+
+
+def test_one_axis_takes_the_rest():
+  assert sharding.axis_sizes({'data': -1, 'tensor': 2}, 8) == {
+    'replica': 1,
+    'data': 4,
+    'fsdp': 1,
+    'tensor': 2,
+  }
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'message'),
+  [
+    ({'data': 3}, r'multiply to 3, but there are 8 devices'),
+    ({'data': -1, 'fsdp': 3}, r'multiply to 3, but there are 8'),
+    ({'data': -1, 'fsdp': -1}, r'only one axis may be -1'),
+    ({'data': 0}, r'an axis is 1 or more, or -1'),
+  ],
+)
+def test_impossible_meshes_are_errors(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.axis_sizes(sizes, 8)
+
+
+@pytest.mark.parametrize(
+  ('axes', 'shape', 'spec'),
+  [
+    (('embed', 'mlp'), (8, 6), P('fsdp', 'tensor')),
+    (('embed', 'mlp'), (6, 6), P(None, 'tensor')),  # 4 does not divide 6
+    (('vocab', 'embed'), (7, 8), P(None, 'fsdp')),
+    (('heads', 'mlp'), (4, 4), P('tensor', None)),  # an axis serves once
+    (('batch', None), (16, 3), P(('data', 'fsdp'), None)),
+    ((None, 'layers'), (8, 8), P(None, None)),
+  ],
+)
+def test_rules_give_mesh_axes_where_sizes_divide(axes, shape, spec):
+  mesh = {'replica': 1, 'data': 2, 'fsdp': 4, 'tensor': 2}
+  assert sharding.logical_spec(axes, shape, mesh) == spec
+
+
+def test_a_misspelt_logical_axis_is_an_error():
+  with pytest.raises(ValueError, match=r"unknown logical axis \['embd'\]"):
+    sharding.annotated(jnp.zeros, 'embd', 'mlp')
+  with pytest.raises(ValueError, match=r'unknown logical axis'):
+    sharding.constrain(jnp.zeros((2, 2)), 'batch', 'emded')
+
+
+def test_large_frozen_arrays_are_split_and_small_ones_copied():
+  mesh = sharding.make_mesh({'fsdp': 8})
+  tree = {
+    'large': jax.ShapeDtypeStruct((24, 4096, 16), jnp.float32),
+    'small': jax.ShapeDtypeStruct((64, 8), jnp.float32),
+    'odd': jax.ShapeDtypeStruct((1001, 1003), jnp.float64),
+  }
+  places = sharding.frozen_shardings(tree, mesh)
+  assert places['large'].spec == P(None, 'fsdp')
+  assert places['small'].spec == places['odd'].spec == P()
+
+
+def test_a_large_parameter_left_whole_is_an_error():
+  mesh = sharding.make_mesh({'fsdp': 8})
+  shapes = {'head': {'kernel': jax.ShapeDtypeStruct((2048, 1024), jnp.float32)}}
+  whole = {'head': {'kernel': sharding.replicated(mesh)}}
+  with pytest.raises(ValueError, match=r'head/kernel \(2048, 1024\)'):
+    sharding.check_coverage(shapes, whole, mesh)
+  sharding.check_coverage(shapes, whole, mesh, exempt=('head',))
+
+
+def _step(task, batch):
+  cfg = OptimConfig(lr=1e-2)
+  boxed = state_lib.abstract_variables(task, abstract(batch))
+  tx = make_optimizer(cfg, 10, boxed['params'])
+  init = state_lib.make_init(task, tx, abstract(batch), ema=True)
+  return boxed, init, jax.jit(make_step(task, tx, cfg, 10, 1, 0.9))
+
+
+@pytest.fixture(scope='module')
+def scar():
+  """SCAR in float32, without dropout, and three steps on one device."""
+  task = make_task(
+    scar_config(
+      model__width=32, model__heads=4, model__layers=2,
+      model__resid_dropout=0.0, model__ffn_dropout=0.0,
+      model__token_dropout=0.0,
+    ),
+    frozen_artifacts(),
+  )  # fmt: skip
+  batch = scar_batch(8)
+  boxed, init, step = _step(task, batch)
+  return (
+    task,
+    batch,
+    boxed,
+    init,
+    step,
+    _losses(jax.jit(init)(jnp.uint32(0)), step, task, batch),
+  )
+
+
+def _losses(state, step, task, batch):
+  found = []
+  for _ in range(3):
+    state, metrics = step(state, task.frozen, batch)
+    found.append(float(metrics['loss']))
+  return found
+
+
+@pytest.mark.parametrize(
+  'sizes', [{'data': 8}, {'fsdp': 8}, {'tensor': 2, 'fsdp': 4}]
+)
+def test_scar_is_sharded_by_the_rules_and_loses_the_same(scar, sizes):
+  task, batch, boxed, init, step, want = scar
+  mesh = sharding.make_mesh({'data': 1, **sizes})
+  with jax.set_mesh(mesh):
+    shapes = state_lib.abstract_state(init)
+    places = state_lib.state_shardings(shapes, boxed, mesh)
+    state = state_lib.create(init, places, 0)
+    rows = jax.device_put(batch, sharding.batch_sharding(mesh))
+    assert _losses(state, step, task, rows) == pytest.approx(want, rel=1e-5)
+  # What the rules say of the largest kernels, written out.
+  fsdp, tensor = sizes.get('fsdp', 1), sizes.get('tensor', 1)
+  decoder = state.params['decoder']['layers']
+  for kernel, parts in (
+    (decoder['attn']['qkv']['kernel'], fsdp * tensor),
+    (decoder['attn']['out']['kernel'], fsdp * tensor),
+    (decoder['ffn']['w1']['kernel'], fsdp * tensor),
+    (state.params['decoder']['token']['embedding'], fsdp * tensor),
+    (decoder['ffn_norm']['scale'], 1),
+  ):
+    assert kernel.addressable_shards[0].data.size == kernel.size // parts
+  # Both moments and the average lie as their parameters do.
+  placed = [x.sharding.spec for x in jax.tree.leaves(state.params)]
+  moments = [x.sharding.spec for x in jax.tree.leaves(state.opt_state[1][0].mu)]
+  assert moments == placed
+  assert [x.sharding.spec for x in jax.tree.leaves(state.ema)] == placed
+  assert (mesh.shape['data'] == 8) == (not any(map(any, placed)))
+  np.testing.assert_array_equal(np.asarray(state.step), 0)
