@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from scar_jax.models.layers import Dense
 from scar_jax.models.resize import resize
-from scar_jax.sharding import annotated
+from scar_jax.sharding import annotated, constrain
 
 Act = Callable[[jax.Array], jax.Array]
 INIT = nn.initializers.truncated_normal(0.02)
@@ -143,6 +143,101 @@ class SwiGLU(nn.Module):
     return linear((x.shape[-1],), ('mlp', 'embed'), name='w3', **kw)(gated)
 
 
+class Block(nn.Module):
+  """Attention, then a feed-forward, each behind a norm and added to the input.
+
+  Attributes:
+    heads: of the attention.
+    hidden: width of the feed-forward.
+    ffn: 'mlp' or 'swiglu'.
+    act: of an 'mlp'.
+    layerscale: start of a factor per channel on each branch; None has none.
+    norm_eps: of both norms.
+    dtype: of matrix products.
+  """
+
+  heads: int
+  hidden: int
+  ffn: str = 'mlp'
+  act: Act = gelu_exact
+  layerscale: float | None = None
+  norm_eps: float = 1e-6
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(
+    self,
+    carry: tuple[jax.Array, jax.Array],
+    slot: jax.Array,
+    mask: Bool[Array, '_ L L'] | None,
+  ) -> tuple[tuple[jax.Array, jax.Array], None]:
+    x, kept = carry
+
+    def branch(name: str, body: Callable[[jax.Array], jax.Array], x: jax.Array):
+      norm = LayerNorm(self.norm_eps, dtype=self.dtype, name=f'norm{name}')
+      y = body(norm(x))
+      if self.layerscale is not None:
+        init = annotated(nn.initializers.constant(self.layerscale), None)
+        y = y * self.param(f'ls{name}', init, (x.shape[-1],))
+      return (x + y).astype(x.dtype)
+
+    attn = SelfAttention(self.heads, self.dtype, name='attn')
+    if self.ffn == 'swiglu':
+      mlp = SwiGLU(self.hidden, self.dtype, name='mlp')
+    else:
+      mlp = Mlp(self.hidden, self.act, self.dtype, name='mlp')
+    x = branch('1', lambda y: attn(y, mask), x)
+    x = branch('2', mlp, x)
+    x = constrain(x, 'batch', None, 'act_embed')
+    # Only the wanted outputs take memory; other layers name no slot.
+    if kept.shape[0]:
+      kept = kept.at[slot].set(x, mode='drop')
+    return (x, kept), None
+
+
+def make_layers(depth: int, **fields: Any) -> nn.Module:
+  """A stack of `depth` blocks, the submodule `layers` of its caller."""
+  return nn.scan(
+    Block,
+    variable_axes={'params': 0},
+    split_rngs={'params': True},
+    in_axes=(0, nn.broadcast),
+    length=depth,
+    metadata_params={nn.PARTITION_NAME: 'layers'},
+  )(**fields, name='layers')
+
+
+def check_layers(layers: tuple[int, ...], depth: int) -> None:
+  """Refuses layers that a network does not have.
+
+  Raises:
+    ValueError: an index outside 0 to depth - 1.
+  """
+  wrong = [i for i in layers if not 0 <= i < depth]
+  if wrong:
+    raise ValueError(f'layer {wrong} of {depth}; accepted: 0 to {depth - 1}')
+
+
+def run_layers(
+  stack: Any,
+  x: Float[Array, 'B L D'],
+  depth: int,
+  layers: tuple[int, ...] = (),
+  mask: Bool[Array, '_ L L'] | None = None,
+) -> tuple[Float[Array, 'B L D'], Float[Array, 'n B L D']]:
+  """The last output of a stack, and the outputs of the wanted layers.
+
+  Raises:
+    ValueError: an unknown layer.
+  """
+  check_layers(layers, depth)
+  slots = [layers.index(i) if i in layers else len(layers)
+           for i in range(depth)]  # fmt: skip
+  kept = jnp.zeros((len(layers), *x.shape), x.dtype)
+  (x, kept), _ = stack((x, kept), jnp.array(slots), mask)
+  return x, kept
+
+
 class PatchEmbed(nn.Module):
   """Patches to embeddings, row-major: a convolution whose stride is its size.
 
@@ -217,3 +312,20 @@ def fit_positions(
   if method == 'offset0.1':
     factor = (grid[0] + 0.1) / side[0], (grid[1] + 0.1) / side[1]
   return resize(table, grid, mode, factor)
+
+
+def token_positions(
+  rows: Float[Array, 'M D'], side: int, grid: tuple[int, int], method: str
+) -> Float[Array, 'L D']:
+  """Position rows of the class token, then of the patches of a grid.
+
+  Args:
+    rows: the learned ones: class token, then `side` x `side` patches.
+    side: of the learned table.
+    grid: (rows, columns) wanted.
+    method: see `fit_positions`.
+  """
+  rows = jnp.asarray(rows, jnp.float32)
+  width = rows.shape[-1]
+  table = fit_positions(rows[1:].reshape(side, side, width), grid, method)
+  return jnp.concatenate([rows[:1], table.reshape(-1, width)])

@@ -55,6 +55,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 }
 # Trained with four registers, whose code interpolates positions otherwise.
 _REGISTERS = dict(registers=4, pos_interp='size_aa')
+DINOV2_SIZES = (*_SIZES, *(f'{size}_reg' for size in _SIZES))
 
 
 def dinov2_config(size: str, **overrides: Any) -> DINOv2Config:
@@ -92,38 +93,6 @@ class ViTOutput:
   layers: Float[Array, 'n B L D']
 
 
-class _Block(nn.Module):
-  cfg: DINOv2Config
-
-  @nn.compact
-  def __call__(self, carry, slot):
-    cfg = self.cfg
-    x, kept = carry
-
-    def branch(name, body, x):
-      norm = blocks.LayerNorm(cfg.norm_eps, dtype=cfg.dtype, name=f'norm{name}')
-      y = body(norm(x))
-      if cfg.layerscale:
-        init = nn.initializers.constant(cfg.layerscale_init)
-        size = (cfg.width,)
-        y = y * self.param(f'ls{name}', annotated(init, None), size)
-      return (x + y).astype(x.dtype)
-
-    attn = blocks.SelfAttention(cfg.heads, cfg.dtype, name='attn')
-    if cfg.ffn == 'swiglu':
-      hidden = (8 * cfg.width // 3 + 7) // 8 * 8
-      mlp = blocks.SwiGLU(hidden, cfg.dtype, name='mlp')
-    else:
-      mlp = blocks.Mlp(4 * cfg.width, dtype=cfg.dtype, name='mlp')
-    x = branch('1', attn, x)
-    x = branch('2', mlp, x)
-    x = constrain(x, 'batch', None, 'act_embed')
-    # Only the wanted outputs take memory; other layers name no slot.
-    if kept.shape[0]:
-      kept = kept.at[slot].set(x, mode='drop')
-    return (x, kept), None
-
-
 class DINOv2(nn.Module):
   """Vision transformer with class token and learned positions."""
 
@@ -144,22 +113,44 @@ class DINOv2(nn.Module):
     self.pos_embed = self.param(
       'pos_embed', annotated(blocks.INIT, None, None), (1 + cfg.table**2, D)
     )
-    self.layers = nn.scan(
-      _Block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      length=cfg.depth,
-      metadata_params={nn.PARTITION_NAME: 'layers'},
-    )(cfg, name='layers')
+    swiglu = cfg.ffn == 'swiglu'
+    self.layers = blocks.make_layers(
+      cfg.depth,
+      heads=cfg.heads,
+      hidden=(8 * D // 3 + 7) // 8 * 8 if swiglu else 4 * D,
+      ffn=cfg.ffn,
+      layerscale=cfg.layerscale_init if cfg.layerscale else None,
+      norm_eps=cfg.norm_eps,
+      dtype=cfg.dtype,
+    )
     self.norm = blocks.LayerNorm(cfg.norm_eps, name='norm')
 
   def positions(self, grid: tuple[int, int]) -> Float[Array, 'L D']:
     """Position rows of the class token, then of the patches of a grid."""
     cfg = self.cfg
-    rows = jnp.asarray(self.pos_embed, jnp.float32)
-    table = rows[1:].reshape(cfg.table, cfg.table, -1)
-    table = blocks.fit_positions(table, grid, cfg.pos_interp)
-    return jnp.concatenate([rows[:1], table.reshape(-1, cfg.width)])
+    return blocks.token_positions(
+      self.pos_embed, cfg.table, grid, cfg.pos_interp
+    )
+
+  def embed(
+    self,
+    images: Float[Array, 'B H W 3'],
+    hidden: Bool[Array, 'B N'] | None = None,
+    mask_token: Float[Array, ' D'] | None = None,
+  ) -> Float[Array, 'B L D']:
+    """What enters the first layer; arguments as of a call."""
+    cfg = self.cfg
+    grid = blocks.patch_grid(images.shape[1:3], cfg.patch)
+    B, D = images.shape[0], cfg.width
+    x = self.patch_embed(images).reshape(B, -1, D)
+    if hidden is not None:
+      x = jnp.where(hidden[..., None], mask_token, x)
+    cls = jnp.broadcast_to(self.cls_token, (B, 1, D))
+    x = jnp.concatenate([cls, x], axis=1) + self.positions(grid)
+    if cfg.registers:
+      extra = jnp.broadcast_to(self.registers, (B, cfg.registers, D))
+      x = jnp.concatenate([x[:, :1], extra, x[:, 1:]], axis=1)
+    return constrain(x.astype(cfg.dtype), 'batch', None, 'act_embed')
 
   def __call__(
     self,
@@ -179,29 +170,10 @@ class DINOv2(nn.Module):
     Raises:
       ValueError: a side that the patch does not divide; an unknown layer.
     """
-    cfg = self.cfg
-    wrong = [i for i in layers if not 0 <= i < cfg.depth]
-    if wrong:
-      raise ValueError(
-        f'layer {wrong} of {cfg.depth}; accepted: 0 to {cfg.depth - 1}'
-      )
-    grid = blocks.patch_grid(images.shape[1:3], cfg.patch)
-    B, D = images.shape[0], cfg.width
-    x = self.patch_embed(images).reshape(B, -1, D)
-    if hidden is not None:
-      x = jnp.where(hidden[..., None], mask_token, x)
-    cls = jnp.broadcast_to(self.cls_token, (B, 1, D))
-    x = jnp.concatenate([cls, x], axis=1) + self.positions(grid)
-    if cfg.registers:
-      extra = jnp.broadcast_to(self.registers, (B, cfg.registers, D))
-      x = jnp.concatenate([x[:, :1], extra, x[:, 1:]], axis=1)
-    x = constrain(x.astype(cfg.dtype), 'batch', None, 'act_embed')
-    slots = [layers.index(i) if i in layers else len(layers)
-             for i in range(cfg.depth)]  # fmt: skip
-    kept = jnp.zeros((len(layers), *x.shape), x.dtype)
-    (x, kept), _ = self.layers((x, kept), jnp.array(slots))
+    x = self.embed(images, hidden, mask_token)
+    x, kept = blocks.run_layers(self.layers, x, self.cfg.depth, layers)
     normed = self.norm(x)
-    first = 1 + cfg.registers
+    first = 1 + self.cfg.registers
     return ViTOutput(
       cls=normed[:, 0],
       registers=normed[:, 1:first],

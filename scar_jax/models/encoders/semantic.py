@@ -3,7 +3,7 @@
 In: images `[B, H, W, 3]` in [-1, 1] of any size. Out: a feature map
 `[B, h, w, d]`. Resizing, normalisation and the choice of layers belong to the
 encoder, so that training, sampling and scoring cannot differ in them.
-Sources: method 5.2-5.3, AMAP-ML/SCAR (joint norm over four layers).
+Sources: method 5.2-5.4, AMAP-ML/SCAR (joint norm over four layers).
 """
 
 import dataclasses
@@ -15,11 +15,47 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scar_jax.models.encoders import blocks
-from scar_jax.models.encoders.dinov2 import DINOv2, DINOv2Config, dinov2_config
+from scar_jax.models.encoders.clip import (
+  CLIP_SIZES,
+  CLIPVision,
+  CLIPVisionConfig,
+  clip_config,
+)
+from scar_jax.models.encoders.dinov2 import (
+  DINOV2_SIZES,
+  DINOv2,
+  DINOv2Config,
+  dinov2_config,
+)
+from scar_jax.models.encoders.sam import SAM, SAM_SIZES, SAMConfig, sam_config
+from scar_jax.models.encoders.vit import VIT_SIZES, ViT, ViTConfig, vit_config
 from scar_jax.models.layers import layer_norm
 from scar_jax.models.resize import MODES, resize
 
-KINDS = ('dinov2',)
+Network = DINOv2Config | ViTConfig | CLIPVisionConfig | SAMConfig
+_NETWORKS: dict[str, tuple[Any, type]] = {
+  'dinov2': (DINOv2, DINOv2Config),
+  'vit': (ViT, ViTConfig),
+  'clip': (CLIPVision, CLIPVisionConfig),
+  'sam': (SAM, SAMConfig),
+}
+KINDS = tuple(_NETWORKS)
+SIZES = (
+  'tiny',
+  *DINOV2_SIZES,
+  *(f'vit-{size}' for size in VIT_SIZES),
+  *(f'clip-{size}' for size in CLIP_SIZES),
+  *(f'sam-{size}' for size in SAM_SIZES),
+)
+# What each family was trained on; ViT stands for AugReg, not for DINO v1.
+_SCALES = {
+  'dinov2': 'imagenet',
+  'vit': 'pm1',
+  'clip': 'clip',
+  'sam': 'imagenet',
+}
+# The norm over several layers is SCAR's, whatever the network's own norms.
+_JOINT_EPS = 1e-6
 # Mean and standard deviation per channel, of pixels in [0, 1].
 NORMALIZE = {
   'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -40,10 +76,12 @@ class EncoderConfig:
     image_size: pixels that the network sees; other images are resized.
     features: 'last' = after the final norm; 'last4' = four layers at equal
       distances, concatenated, one norm without parameters over all of them; a
-      number = that layer (from 0), after the final norm.
+      number = that layer (from 0), after the final norm. The final norm of
+      CLIP is its post norm, that of SAM a norm without parameters.
     resize: a value of `resize.MODES`.
     normalize: 'imagenet', 'clip', or 'pm1' = pixels in [-1, 1] as they come.
-    patch: pixels of a patch; this and all below as in `DINOv2Config`.
+    patch: pixels of a patch; this and all below as in the config of the
+      network. What a network does not have stays as it is here.
   """
 
   kind: str = 'dinov2'
@@ -62,6 +100,10 @@ class EncoderConfig:
   pos_interp: str = 'offset0.1'
   norm_eps: float = 1e-6
   dtype: str = 'float32'
+  hidden: int = 0
+  act: str = 'quick_gelu'
+  window: int = 14
+  global_layers: tuple[int, ...] = ()
 
   def __post_init__(self):
     accepted = {
@@ -76,19 +118,42 @@ class EncoderConfig:
           f'encoder {name}={getattr(self, name)!r}; accepted: '
           f'{", ".join(values)} (set --config.model.{name})'
         )
+    names = _names(_NETWORKS[self.kind][1]) | _PREPARATION
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name not in names and value != field.default:
+        raise ValueError(
+          f'encoder {field.name}={value!r} with kind={self.kind!r}, which has '
+          f'no such field; accepted: {field.default!r} '
+          f'(set --config.model.{field.name})'
+        )
+    self.network()
     encoder_layers(self)
     encoder_grid(self)
 
-  def network(self) -> DINOv2Config:
+  @property
+  def extra_tokens(self) -> int:
+    """Class token and registers, in front of the patches."""
+    return 0 if self.kind == 'sam' else 1 + self.registers
+
+  def network(self) -> Any:
     """Config of the network alone."""
-    names = {f.name for f in dataclasses.fields(DINOv2Config)}
-    own = dataclasses.asdict(self)
-    return DINOv2Config(**{k: v for k, v in own.items() if k in names})
+    cls = _NETWORKS[self.kind][1]
+    own = {k: v for k, v in vars(self).items() if k in _names(cls)}
+    # SAM's neck belongs to its decoder.
+    return cls(**own, **({'neck': 0} if self.kind == 'sam' else {}))
+
+
+_PREPARATION = {'kind', 'image_size', 'features', 'resize', 'normalize'}
+
+
+def _names(cls: type) -> set[str]:
+  return {f.name for f in dataclasses.fields(cls)}
 
 
 # The embedded default, small enough to be trained on a CPU in minutes.
 _TINY = dict(
-  patch=4, width=128, depth=4, heads=4, table=8, layerscale=False,
+  patch=4, width=128, depth=3, heads=2, table=8, layerscale=False,
   image_size=32, normalize='pm1', pos_interp='size',
 )  # fmt: skip
 
@@ -97,16 +162,48 @@ def encoder_config(size: str, **overrides: Any) -> EncoderConfig:
   """A config by size name.
 
   Args:
-    size: 'tiny' (4 pixels a patch) or a name of `dinov2_config`.
+    size: a value of `SIZES`: 'tiny' (4 pixels a patch), a DINOv2 size, or
+      another kind with its size, as 'clip-B/16'.
     **overrides: fields that differ.
 
   Raises:
     ValueError: unknown size.
   """
+  if size not in SIZES:
+    raise ValueError(
+      f'encoder size {size!r}; accepted: {", ".join(SIZES)} '
+      '(set --config.model.size)'
+    )
   if size == 'tiny':
     return EncoderConfig(**(_TINY | overrides))
-  fields = dataclasses.asdict(dinov2_config(size))
-  del fields['layerscale_init']
+  kind, _, name = size.rpartition('-')
+  if kind == 'vit':
+    return encoder_around(vit_config(name), **overrides)
+  if kind == 'clip':
+    return encoder_around(clip_config(name).vision, **overrides)
+  if kind == 'sam':
+    return encoder_around(sam_config(name), **overrides)
+  return encoder_around(dinov2_config(name), **overrides)
+
+
+def encoder_around(
+  network: Network, image_size: int | None = None, **overrides: Any
+) -> EncoderConfig:
+  """The encoder whose network has this config, as a checkpoint gives it.
+
+  Args:
+    network: config of the network.
+    image_size: pixels that it sees; 16 patches by default.
+    **overrides: fields that differ.
+  """
+  kind = next(k for k, (_, cls) in _NETWORKS.items() if cls is type(network))
+  names = _names(EncoderConfig)
+  fields = {k: v for k, v in vars(network).items() if k in names}
+  fields |= dict(
+    kind=kind,
+    image_size=image_size or 16 * network.patch,
+    normalize=_SCALES[kind],
+  )
   return EncoderConfig(**(fields | overrides))
 
 
@@ -159,7 +256,8 @@ class SemanticEncoder(nn.Module):
   cfg: EncoderConfig
 
   def setup(self):
-    self.network = DINOv2(self.cfg.network(), name='network')
+    module = _NETWORKS[self.cfg.kind][0]
+    self.network = module(self.cfg.network(), name='network')
 
   def __call__(
     self, images: Float[Array, 'B H W 3']
@@ -168,12 +266,12 @@ class SemanticEncoder(nn.Module):
     cfg = self.cfg
     layers = encoder_layers(cfg)
     out = self.network(prepare(cfg, images), layers=layers)
-    skip = 1 + cfg.registers
+    skip = cfg.extra_tokens
     if not layers:
       x = out.patches
     elif cfg.features == 'last4':
       x = jnp.concatenate(list(out.layers), axis=-1)[:, skip:]
-      x = layer_norm(x, cfg.norm_eps)
+      x = layer_norm(x, _JOINT_EPS)
     else:
       x = self.network.norm(out.layers[0])[:, skip:]
     x = x.astype(jnp.float32)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.config_values import choice, number
 from scar_jax.models.encoders import blocks, semantic
-from scar_jax.models.encoders.dinov2 import DINOv2
+from scar_jax.models.encoders.dinov2 import DINOV2_SIZES, DINOv2
 from scar_jax.models.encoders.semantic import EncoderConfig, encoder_config
 from scar_jax.sharding import annotated
 from scar_jax.types import Batch, PyTree
@@ -57,9 +57,18 @@ SECTIONS: dict[str, type] = {'model': EncoderModel, 'loss': EncoderLoss}
 
 
 def model_config(model: EncoderModel, image_size: int) -> EncoderConfig:
-  """The `EncoderConfig` that the section describes; size of the data."""
+  """The `EncoderConfig` that the section describes; size of the data.
+
+  Raises:
+    ValueError: a size of a network that only converted checkpoints fill.
+  """
   given = dataclasses.asdict(model)
   size, scale = given.pop('size'), given.pop('layerscale')
+  if encoder_config(size).kind != 'dinov2':
+    raise ValueError(
+      f'encoder size {size!r} cannot be trained here; accepted: tiny, '
+      f'{", ".join(DINOV2_SIZES)} (set --config.model.size)'
+    )
   image_size = given.pop('image_size') or image_size
   values = {k: v for k, v in given.items() if v}
   if scale:

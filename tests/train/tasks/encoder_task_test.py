@@ -160,3 +160,5 @@ def test_errors_name_what_is_accepted(batch):
     _task(mask_max=1.0)
   with pytest.raises(ValueError, match='8x8 pixels'):
     _task(encoder.EncoderModel(patch=3))
+  with pytest.raises(ValueError, match=r"'sam-B' cannot .*accepted: tiny, S"):
+    _task(encoder.EncoderModel(size='sam-B'))
