@@ -144,6 +144,28 @@ def commitment_loss(
   return beta * masked_mean(gap, valid)
 
 
+def residual_loss(
+  latent: Float[Array, 'B h w C'],
+  partial: Float[Array, 'R B h w C'],
+  beta: float = 0.25,
+  valid: Bool[Array, ' B'] | None = None,
+) -> Float[Array, '']:
+  """Codebook and commitment terms of a multi-scale tokenizer, mean over scales.
+
+  Args:
+    latent: raw latents.
+    partial: the sum of codes after each scale (FoundationVision/VAR).
+    beta: weight of the commitment.
+    valid: samples that count.
+  """
+
+  def both(codes: jax.Array) -> jax.Array:
+    commitment = commitment_loss(latent, codes, beta, valid)
+    return codebook_loss(latent, codes, valid) + commitment
+
+  return jnp.mean(jax.vmap(both)(partial))
+
+
 def entropy_loss(
   distances: Float[Array, '... V'], temperature: float = 0.01
 ) -> Float[Array, '']:

@@ -25,6 +25,7 @@ from scar_jax.filters import (
 from scar_jax.models.scar import Conditions, Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.orders.layout import Inputs
+from scar_jax.orders.scale import Accumulate
 from scar_jax.types import PyTree
 
 # Which part of the conditions each branch loses: (text, prefix).
@@ -105,6 +106,7 @@ def generate(
   cfg: SamplerConfig,
   forced: Int[Array, 'B N'] | None = None,
   trace: bool = False,
+  accumulate: Accumulate | None = None,
 ) -> Generated:
   """Samples every set of the target; pure and traceable.
 
@@ -118,6 +120,7 @@ def generate(
     cfg: filters and guidance mode, static.
     forced: tokens in target order that replace the draws.
     trace: also return the logits.
+    accumulate: of the multi-scale tokenizer, for the scale order.
   """
   order, layout = model.cfg.make_order(), model.cfg.make_layout()
   batch, branches = seeds.shape[0], len(_BRANCHES[cfg.guidance_mode])
@@ -132,18 +135,21 @@ def generate(
     tokens, bad = draw(guided, sample_keys(seeds, k), cfg)
     if forced is not None:
       tokens = jax.lax.dynamic_slice_in_dim(forced, start, size, axis=1)
-    return order.write(state, k, tokens), bad, (guided, raw)
+    return order.write(state, k, tokens, accumulate), bad, (guided, raw)
 
   def step(state, cache, k, size, start, weight):
     inputs = _tiled(order.step_inputs(state, k), branches)
-    logits, cache = model.apply(variables, inputs, cache, method='decode')
+    logits, cache = model.apply(
+      variables, inputs, cache, stacked, method='decode'
+    )
     logits = logits[:, order.logit_slots(k if isinstance(k, int) else 1)]
     state, bad, logs = choose(state, logits, k, size, start, weight)
     return state, cache, bad, logs
 
+  stacked = stack_branches(cond, cfg.guidance_mode)
   logits, cache = model.apply(
     variables,
-    stack_branches(cond, cfg.guidance_mode),
+    stacked,
     cache_size(layout.length),
     method='prefill',
   )

@@ -2,8 +2,9 @@
 
 In: target tokens `[B, N]` and `Conditions`. Out: `ScarOutput` for training;
 `prefill` and `decode` for the sampler. The sequence is always
-[prefix; text; target inputs], masked by set ids alone. Called by
-`train/tasks/scar.py` and `sampling.py`. Source: method 3.7, 7.1, 9.1.
+[prefix; text; target inputs], masked by set ids alone; the scale order turns
+its class into the blocks' condition vector. Called by `train/tasks/scar.py` and
+`sampling.py`. Source: method 3.7, 4, 7.1, 9.1.
 """
 
 from typing import NamedTuple
@@ -19,8 +20,10 @@ from scar_jax.models.condition import TextEmbedder, drop_conditions
 from scar_jax.models.decoder import SetDecoder, make_cache
 from scar_jax.models.layers import apply_rope, rope_table
 from scar_jax.models.prefill import Compressor
+from scar_jax.models.scale_inputs import ScaleInputs
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.orders.layout import CONTENT, QUERY, Inputs
+from scar_jax.orders.scale import Accumulate
 from scar_jax.sharding import annotated, constrain
 
 
@@ -97,7 +100,11 @@ class Scar(nn.Module):
       init = annotated(nn.initializers.normal(D**-0.5), None, 'embed')
       shape = (cfg.prefix.length, D)
       self.null_prefix = self.param('null_prefix', init, shape)
-    if cfg.text.kind != 'none':
+    if cfg.order == 'scale':
+      self.scale = ScaleInputs(
+        self.order, D, cfg.text.classes, cfg.prefix.length, name='scale'
+      )
+    elif cfg.text.kind != 'none':
       self.text = TextEmbedder(cfg.text, D, name='text')
     if cfg.order == 'random':
       init = annotated(nn.initializers.normal(0.02), 'embed')
@@ -137,10 +144,9 @@ class Scar(nn.Module):
     parts, valid, restored = [], None, None
     if cfg.prefix.compress != 'off':
       prefix, restored = self._prefix(cond)
-      parts.append(prefix)
-    if cfg.text.kind != 'none':
-      null = cond.null_text
-      null = jnp.zeros(batch, bool) if null is None else null
+      parts.append(self.scale.prefix(prefix) if self._scales else prefix)
+    if cfg.text_len:
+      null = self._null_text(cond)
       if cfg.text.kind == 'label':
         text = self.text.label(_given(cond, 'label'), null)
       else:
@@ -151,14 +157,35 @@ class Scar(nn.Module):
           ones = jnp.ones((batch, cfg.prefix.length), bool)
           valid = jnp.concatenate([ones, seen], axis=1)
       parts.append(self.dropout(text, deterministic=deterministic))
+    if not parts:
+      parts.append(jnp.zeros((batch, 0, cfg.decoder.width)))
     return _Set0(jnp.concatenate(parts, axis=1), valid, restored)
+
+  @property
+  def _scales(self) -> bool:
+    return self.cfg.order == 'scale'
+
+  def _null_text(self, cond: Conditions) -> Bool[Array, ' B']:
+    null = cond.null_text
+    return jnp.zeros(self._batch(cond), bool) if null is None else null
+
+  def vector(self, cond: Conditions | None) -> Float[Array, 'B D'] | None:
+    """The condition of the adaln blocks; None for the llama block."""
+    if not self._scales:
+      return None
+    assert cond is not None
+    return self.scale.condition(_given(cond, 'label'), self._null_text(cond))
 
   def _rope(self, positions, zero=None):
     cfg = self.cfg.decoder
+    if self._scales:
+      return None
     return rope_table(positions, cfg.head_dim, cfg.rope_base, zero)
 
-  def _embed(self, inputs: Inputs, rope) -> Float[Array, 'B M D']:
+  def _embed(self, inputs: Inputs, rope, vector) -> Float[Array, 'B M D']:
     """Embeds target inputs by kind; `rope` is that of the same positions."""
+    if self._scales:
+      return self.scale(inputs, vector)
     kinds = jnp.asarray(inputs.kind)
     x = self.decoder.embed(jnp.maximum(inputs.tokens, 0))
     if QUERY in inputs.kind:
@@ -177,17 +204,19 @@ class Scar(nn.Module):
     draws: Float[Array, ' B'] | None = None,
     perm: Int[Array, 'B N'] | None = None,
     deterministic: bool = True,
+    accumulate: Accumulate | None = None,
   ) -> ScarOutput:
     """A teacher-forced pass.
 
     Args:
-      tokens: target tokens, row-major.
+      tokens: target tokens, row-major; of all scales in the scale order.
       cond: conditions.
       target_features: encoder features of the target image, for alignment.
       draws: uniform numbers of the condition dropout; drawn from the rng
         'condition' in training if absent, no dropout otherwise.
       perm: permutations of the random order; drawn from 'order' if absent.
       deterministic: no dropout of any kind (other than by `draws`).
+      accumulate: of the multi-scale tokenizer, for the scale order.
     """
     cfg, layout = self.cfg, self.layout
     batch = tokens.shape[0]
@@ -200,7 +229,7 @@ class Scar(nn.Module):
       perm = self.order.draw(keys)
     set0 = self.set0(cond, deterministic)
     seen = tokens if deterministic else self._noisy(tokens)
-    inputs = self.order.train_inputs(seen, perm)
+    inputs = self.order.train_inputs(seen, perm, accumulate)
     target_pos = layout.target_positions(inputs)
     pos0 = jnp.asarray(layout.positions)
     if target_pos.ndim == 3:  # one permutation per sample
@@ -208,8 +237,9 @@ class Scar(nn.Module):
     positions = jnp.concatenate([pos0, target_pos], axis=-2)
     zero = jnp.pad(jnp.asarray(layout.zero_rope), (0, layout.target_len))
     rope = self._rope(positions, zero)
+    vector = self.vector(cond)
     x = self._embed(
-      inputs, jax.tree.map(lambda t: t[..., layout.set0_len :, :], rope)
+      inputs, jax.tree.map(lambda t: t[..., layout.set0_len :, :], rope), vector
     )
     if cfg.token_dropout_scope == 'all':
       x = self.dropout(x, deterministic=deterministic)
@@ -224,9 +254,10 @@ class Scar(nn.Module):
       rope,
       jnp.asarray(layout.set_ids),
       key_valid=valid,
+      cond=vector,
       deterministic=deterministic,
     )
-    hidden = self.decoder.final_norm(pre_norm)
+    hidden = self.decoder.final_norm(pre_norm, vector)
     logits = self.decoder.logits(hidden[:, layout.logit_index])
     return ScarOutput(
       logits=logits,
@@ -282,8 +313,10 @@ class Scar(nn.Module):
 
   def prefill(
     self, cond: Conditions, cache_size: int
-  ) -> tuple[Float[Array, 'B 1 V'], KVCache]:
+  ) -> tuple[Float[Array, 'B 1 V'] | None, KVCache]:
     """Set 0 into a new cache; logits of its last position.
+
+    A scale order without a prefix has no set 0, and no logits yet.
 
     Args:
       cond: conditions, all guidance branches stacked along the batch.
@@ -293,6 +326,8 @@ class Scar(nn.Module):
     set0 = self.set0(cond)
     cfg = self.cfg.decoder
     cache = make_cache(cfg, set0.x.shape[0], cache_size, cfg.dtype)
+    if not layout.set0_len:
+      return None, cache
     rope = self._rope(
       jnp.asarray(layout.positions), jnp.asarray(layout.zero_rope)
     )
@@ -302,16 +337,27 @@ class Scar(nn.Module):
       jnp.asarray(layout.set_ids[: layout.set0_len]),
       cache=cache,
       key_valid=set0.valid,
+      cond=self.vector(cond),
     )
     return self.decoder.logits(hidden[:, -1:]), cache
 
   def decode(
-    self, inputs: Inputs, cache: KVCache
+    self, inputs: Inputs, cache: KVCache, cond: Conditions | None = None
   ) -> tuple[Float[Array, 'B M V'], KVCache]:
-    """One sampling step: logits of all its inputs."""
+    """One sampling step: logits of all its inputs.
+
+    Args:
+      inputs: of the step.
+      cache: of all steps before.
+      cond: the conditions, for the scale order: its blocks read the class in
+        every step.
+    """
     rope = self._rope(self.layout.target_positions(inputs))
-    x = self._embed(inputs, rope)
-    hidden, cache = self.decoder(x, rope, inputs.set_ids, cache=cache)
+    vector = self.vector(cond)
+    x = self._embed(inputs, rope, vector)
+    hidden, cache = self.decoder(
+      x, rope, inputs.set_ids, cache=cache, cond=vector
+    )
     return self.decoder.logits(hidden), cache
 
 

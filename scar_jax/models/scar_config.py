@@ -14,10 +14,10 @@ from scar_jax.models.prefill import PrefixConfig
 from scar_jax.orders.layout import Layout, Order, make_layout
 from scar_jax.orders.random import RandomOrder
 from scar_jax.orders.raster import RasterOrder
+from scar_jax.orders.scale import ScaleOrder
 
 _CHOICES = {
-  # The scale order needs its own block and value embeddings.
-  'order': ('raster', 'random'),
+  'order': ('raster', 'scale', 'random'),
   'prefix_mask': ('bidirectional', 'causal'),
   'prefix_rope': ('offset_p', 'offset_g', 'aligned', 'none'),
   'text_rope': ('zero', 'identity'),
@@ -35,9 +35,12 @@ class ScarConfig:
     decoder: the set-causal decoder.
     prefix: compressed semantic prefill; `out` is the decoder's width.
     text: text or class condition.
-    order: 'raster' or 'random'.
-    grid: (h, w) of the target tokens.
+    order: 'raster', 'scale' or 'random'. The scale order is VAR's: its decoder
+      has the adaln block, and the class is a vector instead of a token.
+    grid: (h, w) of the target tokens; of the last scale.
     num_sets: sets of the random order.
+    patch_nums: sides of the scale order.
+    latent_dim: channels of the latents that the scale order sees.
     prefix_mask: 'bidirectional' (paper) or 'causal' (official code).
     prefix_rope: where prefix and target lie in RoPE coordinates.
     text_rope: 'zero' for LlamaGen weights, 'identity' from scratch.
@@ -58,6 +61,8 @@ class ScarConfig:
   order: str = 'raster'
   grid: tuple[int, int] = (32, 32)
   num_sets: int = 16
+  patch_nums: tuple[int, ...] = ()
+  latent_dim: int = 32
   prefix_mask: str = 'bidirectional'
   prefix_rope: str = 'offset_p'
   text_rope: str = 'zero'
@@ -77,6 +82,7 @@ class ScarConfig:
           '(set it in the model section of the config)'
         )
     prefix = self.prefix
+    self._check_scale()
     if prefix.compress != 'off' and prefix.out != self.decoder.width:
       raise ValueError(
         f'prefix.out={prefix.out}; accepted: the decoder width '
@@ -87,15 +93,45 @@ class ScarConfig:
         "cond_dropout='joint' without a prefix; accepted: 'text' "
         '(set --config.model.cond_dropout)'
       )
-    if not self.prefix.length + self.text.positions:
+    if self.order != 'scale' and not prefix.length + self.text.positions:
       raise ValueError(
         'a model without prefix and without text has nothing to start from; '
         'accepted: at least one (set --config.prefix.compress or text.kind)'
       )
     self.make_layout()  # the order's own checks
 
+  def _check_scale(self) -> None:
+    """The scale order and the adaln block come together, with a class."""
+    if (self.order == 'scale') != (self.decoder.block == 'adaln'):
+      raise ValueError(
+        f'order={self.order!r} with block={self.decoder.block!r}; accepted: '
+        "'scale' with 'adaln', the other orders with 'llama' "
+        '(set --config.order.name and model.size)'
+      )
+    if self.order != 'scale':
+      return
+    if self.grid != (self.patch_nums or (0,))[-1:] * 2:
+      raise ValueError(
+        f'patch_nums={self.patch_nums} for a token grid of {self.grid}; '
+        'accepted: square grids, the last scale as large as the grid '
+        '(set --config.order.patch_nums)'
+      )
+    if self.text.kind != 'label':
+      raise ValueError(
+        f"text.kind={self.text.kind!r} with order='scale'; accepted: 'label' "
+        '(set --config.text.kind)'
+      )
+    if self.prefix.from_tokens:
+      raise ValueError(
+        f"prefix.compress={self.prefix.compress!r} with order='scale', which "
+        'has no token embeddings; accepted: a prefix of encoder features '
+        '(set --config.prefix.compress)'
+      )
+
   def make_order(self) -> Order:
     """The order object of the target."""
+    if self.order == 'scale':
+      return ScaleOrder(self.patch_nums)
     if self.order == 'random':
       return RandomOrder(self.grid, self.num_sets)
     return RasterOrder(self.grid)
@@ -103,6 +139,11 @@ class ScarConfig:
   def make_layout(self) -> Layout:
     """Set ids and positions of a training sequence."""
     return _layout(self)
+
+  @property
+  def text_len(self) -> int:
+    """Text positions of the sequence."""
+    return 0 if self.order == 'scale' else self.text.positions
 
   @property
   def has_null_prefix(self) -> bool:
@@ -120,7 +161,7 @@ def _layout(cfg: ScarConfig) -> Layout:
   return make_layout(
     cfg.make_order(),
     cfg.prefix.out_grid,
-    cfg.text.positions,
+    cfg.text_len,
     prefix_mask=cfg.prefix_mask,
     prefix_rope=cfg.prefix_rope,
     text_rope=cfg.text_rope,

@@ -10,12 +10,13 @@ from scar_jax.orders.layout import (
 )
 from scar_jax.orders.random import RandomOrder, cosine_sizes
 from scar_jax.orders.raster import RasterOrder
-from scar_jax.orders.scale import ScaleOrder
+from scar_jax.orders.scale import PATCH_NUMS, ScaleOrder
 
 ORDERS = ('raster', 'scale', 'random')
 
 __all__ = [
   'ORDERS',
+  'PATCH_NUMS',
   'Inputs',
   'Layout',
   'Order',
@@ -56,7 +57,7 @@ def make_order(
       f'order.name={name!r}; accepted: {", ".join(ORDERS)} '
       '(set --config.order.name)'
     )
-  sides = tuple(patch_nums or (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
+  sides = tuple(patch_nums or PATCH_NUMS[256])
   if (sides[-1], sides[-1]) != tuple(grid):
     raise ValueError(
       f'order.patch_nums={sides} for a token grid of {grid}; accepted: square '

@@ -23,6 +23,13 @@ from scar_jax.orders.layout import (
   put_set,
 )
 
+# VAR's scales by image size in pixels, for 16 pixels a token (method 2.3).
+PATCH_NUMS = {
+  256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+  512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+  1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
+}
+
 # (scale from 0, running latent or None, ids [B, p * p]) -> (running latent,
 # inputs of the next scale [B, p' * p', Cv], or None after the last).
 Accumulate = Callable[[int, Any, Array], tuple[Any, Any]]
@@ -32,7 +39,7 @@ Accumulate = Callable[[int, Any, Array], tuple[Any, Any]]
 class ScaleOrder:
   """Square scales of sides `patch_nums`, the last is the token grid."""
 
-  patch_nums: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+  patch_nums: tuple[int, ...] = PATCH_NUMS[256]
 
   name: ClassVar[str] = 'scale'
   uniform: ClassVar[bool] = False

@@ -373,8 +373,8 @@ def test_null_constants_have_no_gradient():
 
 
 def test_impossible_models_are_errors():
-  with pytest.raises(ValueError, match=r"order='scale'; accepted: raster, "):
-    tiny_config(order='scale')
+  with pytest.raises(ValueError, match=r"order='spiral'; accepted: raster, "):
+    tiny_config(order='spiral')
   with pytest.raises(ValueError, match=r'prefix\.out=64; accepted: .* 16'):
     tiny_config(prefix=PrefixConfig(out=64))
   off = PrefixConfig('off', out=16)

@@ -1,0 +1,186 @@
+"""VAR's tokenizer and transformers against their fixtures.
+
+In: a `Fixture` of `var_vqvae`, or of a transformer with the tokenizer's beside
+it. Out: latents, ids, images, logits, greedy sampling, losses and gradients,
+beside the reference's. Used by `selftest.py`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scar_jax import objectives
+from scar_jax.convert import var, var_vqvae
+from scar_jax.convert.common import disassemble
+from scar_jax.convert.parity_vq import nhwc
+from scar_jax.convert.selftest import Check, Fixture, gradient
+from scar_jax.filters import SamplerConfig
+from scar_jax.models.scar import Conditions, Scar
+from scar_jax.models.tokenizers.msvq import (
+  MSVQConfig,
+  MSVQModel,
+  accumulator,
+  straight_through,
+)
+from scar_jax.sampling import generate
+from scar_jax.types import PyTree
+
+_DECODED = 2e-4  # absolute, of the fixtures' README
+_GUIDED = 5e-4  # absolute: guidance multiplies the error of a logit
+
+
+def outputs(fixture: Fixture) -> Iterator[Check]:
+  """Every output of a fixture that the model has."""
+  if fixture.name == 'var_vqvae':
+    return _tokenizer(fixture)
+  return _transformer(fixture)
+
+
+def _load_tokenizer(fixture: Fixture) -> tuple[MSVQConfig, PyTree]:
+  sides = fixture.meta['patch_nums']
+  cfg = var_vqvae.detect(fixture.tensors, sides)
+  return cfg, var_vqvae.convert(cfg, fixture.tensors)
+
+
+def _tokenizer(fixture: Fixture) -> Iterator[Check]:
+  a = fixture.arrays
+  cfg, params = _load_tokenizer(fixture)
+  model, variables = MSVQModel(cfg), {'params': params}
+  images = nhwc(a['image'])
+  scales = range(len(cfg.patch_nums))
+
+  def method(name: Any) -> Any:
+    return jax.jit(lambda *args: model.apply(variables, *args, method=name))
+
+  out = jax.jit(model.apply)(variables, images)
+  yield Check('idx_all', out.ids, a['idx_all'], exact=True)
+  yield Check('latent', out.raw, nhwc(a['latent']))
+  encoded = method(lambda m, x: m.encoder(x))(images)
+  yield Check('enc_out', encoded, nhwc(a['enc_out']))
+  for k in scales:
+    yield Check(f'f_hat_{k}', out.partial[k], nhwc(a[f'f_hat_{k}']))
+  decode = method('decode')
+  for k in scales[:-1]:
+    image = np.clip(decode(out.partial[k]), -1, 1)
+    name = f'image_rec_scale_{k}'
+    yield Check(name, image, nhwc(a[name]), 0.0, _DECODED)
+  plain = nhwc(a['image_rec_unclamped'])
+  yield Check('image_rec_unclamped', out.images, plain, 0.0, _DECODED)
+  image = np.clip(method('decode_tokens')(a['idx_all']), -1, 1)
+  yield Check('image_rec', image, nhwc(a['image_rec']), 0.0, _DECODED)
+  inputs = method('tokens_to_inputs')(a['idx_all'])
+  yield Check('var_input', inputs, a['var_input'])
+  latent, add = None, accumulator(cfg, params)
+  for k in scales:
+    want = nhwc(a[f'next_map_{k}'])
+    latent, values = add(k, latent, jnp.asarray(a[f'idx_{k}']))
+    ours = latent if values is None else values.reshape(want.shape)
+    yield Check(f'next_map_{k}', ours, want)
+  yield from _quantiser(cfg, params, a)
+
+
+def _quantiser(cfg: MSVQConfig, params: PyTree, a: Any) -> Iterator[Check]:
+  """Loss of the quantiser, and gradients through it."""
+  model: Any = MSVQModel(cfg)
+
+  def total(raw: Any, codebook: Any) -> Any:
+    variables = {'params': {**params, 'codebook': codebook}}
+    _, partial = model.apply(variables, raw, method='quantize')
+    through = straight_through(raw, partial[-1])
+    loss = objectives.residual_loss(raw, partial)
+    weighted = jnp.sum(through * nhwc(a['st_weight']))
+    return 0.01 * weighted + loss, (loss, through)
+
+  run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+  (_, (loss, through)), grads = run(
+    nhwc(a['latent']), jnp.asarray(params['codebook'])
+  )
+  yield Check('train_vq_loss', loss, a['train_vq_loss'], atol=0.0)
+  yield Check('train_f_hat', through, nhwc(a['train_f_hat']))
+  yield gradient('latent', grads[0], nhwc(a['train_grad_latent']))
+  yield gradient('codebook', grads[1], a['train_grad_codebook'])
+
+
+def _transformer(fixture: Fixture) -> Iterator[Check]:
+  a, meta = fixture.arrays, fixture.meta
+  cfg = var.detect(fixture.tensors, meta['num_heads'], meta['patch_nums']).model
+  params = var.convert(cfg, fixture.tensors)
+  tokenizer = _load_tokenizer(fixture.parts['vae'])
+  add, model = accumulator(*tokenizer), Scar(cfg)
+  label = jnp.asarray(a['labels'])
+  cond = Conditions(label=label)
+
+  def loss(params: PyTree, cond: Conditions) -> Any:
+    out, state = model.apply(
+      {'params': params},
+      a['targets'],
+      cond,
+      accumulate=add,
+      mutable=['intermediates'],
+    )
+    value, _ = objectives.cross_entropy(out.logits, out.targets)
+    return value, (out.logits, state['intermediates'])
+
+  run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  (value, (logits, state)), grads = run(params, cond)
+  yield Check('logits', logits, a['logits'])
+  blocks = state['decoder']['layers']['block'][0]
+  for i, block in enumerate(blocks):
+    yield Check(f'hidden_block{i}', block, a[f'hidden_block{i}'])
+  yield Check('loss', value, a['loss'], atol=0.0)
+  null = cond.replace(label=jnp.full_like(label, cfg.text.classes))
+  (_, (logits, _)), _ = run(params, null)
+  yield Check('logits_null', logits, a['logits_null'])
+  inputs = jax.jit(
+    lambda ids: MSVQModel(tokenizer[0]).apply(
+      {'params': tokenizer[1]}, ids, method='tokens_to_inputs'
+    )
+  )(a['targets'])
+  yield Check('x_BLCv_wo_first_l', inputs, a['x_BLCv_wo_first_l'])
+  for name, grad in disassemble(var.table(cfg), grads).items():
+    if name in fixture.grads:
+      yield gradient(name, grad, fixture.grads[name])
+    norm = np.asarray(meta['grad_l2'][name])
+    yield gradient(f'{name} norm', np.linalg.norm(grad), norm)
+  for strength, suffix in ((1.5, ''), (4.0, '_cfg4')):
+    yield from _sampling(model, params, tokenizer, cond, a, strength, suffix)
+
+
+def _sampling(
+  model: Scar,
+  params: PyTree,
+  tokenizer: tuple[MSVQConfig, PyTree],
+  cond: Conditions,
+  a: Any,
+  strength: float,
+  suffix: str,
+) -> Iterator[Check]:
+  """Greedy images through the cache; VAR's cfg t is a scale of 1 + t."""
+  decoder: Any = MSVQModel(tokenizer[0])
+
+  def sample(params: PyTree) -> Any:
+    out = generate(
+      model,
+      {'params': params},
+      cond,
+      jnp.arange(len(a['labels']), dtype=jnp.uint32),
+      jnp.array([1 + strength, 1.0]),
+      SamplerConfig(temperature=0.0, ramp='sets'),
+      trace=True,
+      accumulate=accumulator(*tokenizer),
+    )
+    image = decoder.apply(
+      {'params': tokenizer[1]}, out.tokens, method='decode_tokens'
+    )
+    return out.tokens, out.guided, (jnp.clip(image, -1, 1) + 1) / 2
+
+  tokens, guided, image = jax.jit(sample)(params)
+  name = f'gen_ids{suffix}'
+  yield Check(name, tokens, a[name], exact=True)
+  name = f'gen_logits{suffix}'
+  yield Check(name, guided, a[name], atol=_GUIDED)
+  name = f'gen_image{suffix}'
+  yield Check(name, image, nhwc(a[name]), 0.0, _DECODED)

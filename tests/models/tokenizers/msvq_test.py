@@ -1,0 +1,258 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scar_jax import objectives
+from scar_jax.convert.var_vqvae import convert
+from scar_jax.models.tokenizers.msvq import (
+  MSVQConfig,
+  MSVQModel,
+  msvq_config,
+  straight_through,
+)
+from scar_jax.models.tokenizers.residual import nearest_code, phi_picks
+from scar_jax.orders import PATCH_NUMS, ScaleOrder
+
+CFG = MSVQConfig(
+  codes=64, code_dim=16, patch_nums=(1, 2, 3, 4), ch=32, ch_mult=(1, 1, 1, 2, 1)
+)
+TINY = MSVQConfig(
+  codes=16, code_dim=4, patch_nums=(1, 3, 5), ch=8, ch_mult=(1,), res_blocks=1,
+  groups=4, attn=False,
+)  # fmt: skip
+
+
+def nhwc(x):
+  return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+@pytest.fixture(scope='module')
+def reference(golden):
+  weights, arrays = golden('var_vqvae')
+  variables = {'params': convert(CFG, weights)}
+  out = jax.jit(MSVQModel(CFG).apply)(variables, nhwc(arrays['image']))
+  return variables, arrays, out
+
+
+def _apply(variables, method, *args, cfg=CFG):
+  return MSVQModel(cfg).apply(variables, *args, method=method)
+
+
+def test_ids_latents_and_images_match_the_reference(reference):
+  variables, a, out = reference
+  np.testing.assert_array_equal(out.ids, a['idx_all'])
+  np.testing.assert_allclose(out.raw, nhwc(a['latent']), atol=1e-4)
+  for k in range(4):
+    expected = nhwc(a[f'f_hat_{k}'])
+    np.testing.assert_allclose(out.partial[k], expected, atol=1e-4)
+  np.testing.assert_allclose(
+    out.images, nhwc(a['image_rec_unclamped']), atol=2e-4
+  )
+  image = jnp.clip(out.images, -1, 1)
+  np.testing.assert_allclose(image, nhwc(a['image_rec']), atol=2e-4)
+  encoder = jax.jit(lambda x: _apply(variables, lambda m, x: m.encoder(x), x))(
+    nhwc(a['image'])
+  )
+  np.testing.assert_allclose(encoder, nhwc(a['enc_out']), atol=1e-4)
+  for k, ids in enumerate(_apply(variables, 'split', out.ids)):
+    np.testing.assert_array_equal(ids, a[f'idx_{k}'])
+
+
+def test_partial_images_match_the_reference(reference):
+  variables, a, out = reference
+  decode = jax.jit(lambda z: _apply(variables, 'decode', z))
+  for k in range(3):
+    image = jnp.clip(decode(out.partial[k]), -1, 1)
+    expected = nhwc(a[f'image_rec_scale_{k}'])
+    np.testing.assert_allclose(image, expected, atol=2e-4)
+
+
+def test_encode_and_decode_tokens_match_the_reference(reference):
+  variables, a, _ = reference
+  ids, raw = jax.jit(lambda x: _apply(variables, 'encode', x))(nhwc(a['image']))
+  np.testing.assert_array_equal(ids, a['idx_all'])
+  np.testing.assert_allclose(raw, nhwc(a['latent']), atol=1e-4)
+  images = jax.jit(lambda i: _apply(variables, 'decode_tokens', i))(ids)
+  np.testing.assert_allclose(images, nhwc(a['image_rec_unclamped']), atol=2e-4)
+
+
+def test_inputs_of_the_decoder_match_the_reference(reference):
+  variables, a, _ = reference
+  ids = jnp.asarray(a['idx_all'])
+  inputs = _apply(variables, 'tokens_to_inputs', ids)
+  np.testing.assert_allclose(inputs, a['var_input'], atol=1e-4)
+  latent = None
+  for k in range(4):
+    latent, values = _apply(
+      variables, 'accumulate', k, latent, jnp.asarray(a[f'idx_{k}'])
+    )
+    expected = nhwc(a[f'next_map_{k}'])
+    ours = latent if values is None else values.reshape(expected.shape)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+  assert values is None
+
+
+def _quantise(params, latent):
+  variables = {'params': params}
+  _, partial = _apply(variables, 'quantize', latent)
+  through = straight_through(latent, partial[-1])
+  return through, objectives.residual_loss(latent, partial)
+
+
+def test_quantiser_loss_and_gradients_match_the_reference(reference):
+  variables, a, _ = reference
+  latent = jnp.asarray(nhwc(a['latent']))
+
+  def total(latent, codebook):
+    params = {**variables['params'], 'codebook': codebook}
+    through, loss = _quantise(params, latent)
+    weighted = jnp.sum(through * nhwc(a['st_weight']))
+    return 0.01 * weighted + loss, (through, loss)
+
+  codebook = jnp.asarray(variables['params']['codebook'])
+  (_, (through, loss)), grads = jax.jit(
+    jax.value_and_grad(total, (0, 1), has_aux=True)
+  )(latent, codebook)
+  np.testing.assert_allclose(loss, a['train_vq_loss'], rtol=1e-4)
+  np.testing.assert_allclose(through, nhwc(a['train_f_hat']), atol=1e-4)
+  want = (nhwc(a['train_grad_latent']), a['train_grad_codebook'])
+  for grad, expected in zip(grads, want, strict=True):
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(grad, expected, atol=1e-3 * scale)
+
+
+def test_codes_by_angle_match_the_reference(reference):
+  variables, a, _ = reference
+  cfg = dataclasses.replace(CFG, cosine=True)
+  latent = jnp.asarray(nhwc(a['latent']))
+  ids, _ = _apply(variables, 'quantize', latent, cfg=cfg)
+  # The smallest gap of the fixture is 4e-4: one id may be a rounding matter.
+  assert (ids != a['idx_znorm_all']).sum() <= 1
+  assert (ids != a['idx_all']).sum() > 1
+
+
+def test_phi_modules_are_those_of_the_reference(golden):
+  _, a = golden('var_vqvae')
+  assert phi_picks(4, 4) == tuple(a['phi_index'])
+  assert phi_picks(10, 4) == tuple(a['phi_index_10scales'])
+  # Method 2.3.
+  assert phi_picks(14, 4) == (0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3)
+  assert phi_picks(5, 1) == (0,) * 5
+  assert phi_picks(3, 2) == (0, 0, 1)
+  assert phi_picks(1, 4) == (0,)
+
+
+def _random_variables(cfg, seed=0):
+  images = jnp.zeros((1, cfg.image_size, cfg.image_size, 3))
+  tree = jax.eval_shape(MSVQModel(cfg).init, jax.random.key(0), images)
+  leaves, tree = jax.tree.flatten(nn.unbox(tree))
+  rng = np.random.default_rng(seed)
+  return jax.tree.unflatten(
+    tree,
+    [jnp.asarray(rng.normal(size=x.shape), jnp.float32) for x in leaves],
+  )
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('sides', [(1, 3, 5), (2, 3, 4, 7), (4,)])
+def test_scale_by_scale_equals_all_at_once(sides, seed):
+  cfg = dataclasses.replace(TINY, patch_nums=sides)
+  variables = _random_variables(cfg, seed)
+  shape = (2, sides[-1], sides[-1], 4)
+  latent = jax.random.normal(jax.random.key(seed), shape)
+
+  @jax.jit
+  def run(latent):
+    ids, partial = _apply(variables, 'quantize', latent, cfg=cfg)
+    inputs = _apply(variables, 'tokens_to_inputs', ids, cfg=cfg)
+
+    def add(k, total, ids):
+      return _apply(variables, 'accumulate', k, total, ids, cfg=cfg)
+
+    order = ScaleOrder(sides)
+    values = order.train_inputs(ids, None, add).values
+    total, sums = None, []
+    for k, part in enumerate(_apply(variables, 'split', ids, cfg=cfg)):
+      total, _ = add(k, total, part)
+      sums.append(total)
+    return ids, partial, jnp.stack(sums), inputs, values
+
+  ids, partial, sums, inputs, values = run(latent)
+  assert ids.shape == (2, sum(p * p for p in sides))
+  np.testing.assert_allclose(sums, partial, atol=1e-4)
+  assert inputs.shape == (2, ids.shape[1] - sides[0] ** 2, 4)
+  if values is None:
+    assert len(sides) == 1
+  else:
+    np.testing.assert_array_equal(values[:, sides[0] ** 2 :], inputs)
+
+
+def test_later_scales_leave_less_over():
+  """With plain codes, each scale takes the nearest of what is left."""
+  cfg = dataclasses.replace(TINY, codes=512, phi_ratio=0.0)
+  variables = _random_variables(cfg)
+  latent = jax.random.normal(jax.random.key(0), (4, 5, 5, 4))
+  _, partial = _apply(variables, 'quantize', latent, cfg=cfg)
+  left = [float(jnp.mean((latent - p) ** 2)) for p in partial]
+  assert left[-1] < 0.5 * left[0]
+
+
+def test_nearest_code_is_the_nearest():
+  codes = jax.random.normal(jax.random.key(0), (9, 4))
+  x = jax.random.normal(jax.random.key(1), (2, 3, 3, 4))
+  gaps = jnp.linalg.norm(x[..., None, :] - codes, axis=-1).reshape(2, 9, 9)
+  np.testing.assert_array_equal(nearest_code(x, codes), gaps.argmin(-1))
+
+
+def test_training_reaches_every_parameter():
+  cfg = dataclasses.replace(TINY, attn=True, phis=2)
+  images = jax.random.uniform(jax.random.key(1), (1, 5, 5, 3), minval=-1)
+  variables = nn.unbox(MSVQModel(cfg).init(jax.random.key(0), images))
+
+  def loss(params):
+    out = MSVQModel(cfg).apply({'params': params}, images)
+    loss = objectives.residual_loss(out.raw, out.partial)
+    return jnp.mean((out.images - images) ** 2) + loss
+
+  grads = jax.jit(jax.grad(loss))(variables['params'])
+  still = [
+    jax.tree_util.keystr(path)
+    for path, g in jax.tree_util.tree_leaves_with_path(grads)
+    if not np.any(np.abs(g) > 0)
+  ]
+  # A key bias adds the same to all logits of a query.
+  assert all("['k']['bias']" in name for name in still), still
+
+
+@pytest.mark.parametrize(('pixels', 'tokens'), [(256, 680), (512, 2240)])
+def test_named_sizes_are_the_published_ones(pixels, tokens):
+  cfg = msvq_config(f'var{pixels}')
+  assert cfg.image_size == pixels
+  assert cfg.num_tokens == tokens
+  assert cfg.patch_nums == PATCH_NUMS[pixels]
+  shapes = jax.eval_shape(
+    MSVQModel(cfg).init, jax.random.key(0), jnp.zeros((1, pixels, pixels, 3))
+  )
+  assert round(sum(x.size for x in jax.tree.leaves(shapes)) / 1e6) == 109
+
+
+def test_what_does_not_fit_is_named():
+  with pytest.raises(ValueError, match=r"'var9'.*'var1024', 'var256'"):
+    msvq_config('var9')
+  with pytest.raises(ValueError, match=r'patch_nums=\(2, 1\)'):
+    MSVQConfig(patch_nums=(2, 1))
+  with pytest.raises(ValueError, match='phis=0; accepted: 1 or more'):
+    MSVQConfig(phis=0)
+  with pytest.raises(ValueError, match='groups=32 does not divide 24'):
+    MSVQConfig(ch=24)
+  with pytest.raises(ValueError, match='image size 4x5; accepted: 5x5'):
+    jax.eval_shape(
+      MSVQModel(TINY).init, jax.random.key(0), jnp.zeros((1, 4, 5, 3))
+    )
+  variables = _random_variables(TINY)
+  with pytest.raises(ValueError, match=r'30 ids .*; accepted: 35'):
+    _apply(variables, 'decode_tokens', jnp.zeros((1, 30), int), cfg=TINY)
