@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from scar_jax.config_values import nearest, read_section
 from scar_jax.sharding import frozen_shardings, path_name
+from scar_jax.streaming import Lazy, write_params
 from scar_jax.types import PyTree
 
 FORMAT = 1
@@ -58,7 +59,7 @@ def fingerprint(config: Any, params: PyTree) -> str:
   for name, leaf in sorted((path_name(p), x) for p, x in leaves):
     array = np.asarray(jax.device_get(leaf))
     digest.update(f'{name}{array.shape}{array.dtype}'.encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
   return digest.hexdigest()[:12]
 
 
@@ -75,7 +76,7 @@ def save_artifact(
     directory: where it goes.
     kind: a short noun.
     config: dataclass of the model; its class is found again by import path.
-    params: float arrays.
+    params: float arrays, or `Lazy` ones, which are made one at a time.
     meta: JSON-able notes.
 
   Returns:
@@ -85,10 +86,14 @@ def save_artifact(
     ValueError: a parameter is not finite.
   """
   target = pathlib.Path(directory).absolute()
-  params = jax.tree.map(lambda x: np.asarray(jax.device_get(x)), params)
+  params = jax.tree.map(
+    lambda x: x if isinstance(x, Lazy) else np.asarray(jax.device_get(x)),
+    params,
+  )
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     # bfloat16 is not a numpy floating type: widen before the test.
-    if not np.isfinite(leaf.astype(np.float32)).all():
+    wide = np.asarray(leaf).astype(np.float32, copy=False)
+    if not np.isfinite(wide).all():
       raise ValueError(
         f'{kind}: parameter {path_name(path)} is not finite; not exported'
       )
@@ -96,8 +101,7 @@ def save_artifact(
   part = target.with_name(f'{target.name}.part')
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
-  with ocp.StandardCheckpointer() as writer:
-    writer.save(part / 'params', params)
+  write_params(part / 'params', params)
   cls = type(config)
   description = {
     'format': FORMAT,

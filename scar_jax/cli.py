@@ -20,6 +20,7 @@ COMMANDS = {
   'edit': 'edit or colour one image with a trained model',
   'sample': 'make images for a JSONL file of requests',
   'eval': 'score a trained model on held-out data',
+  'convert': 'turn a public checkpoint into an artifact, or back',
 }
 
 
@@ -51,6 +52,9 @@ def _run(name: str, words: list[str]) -> int:
   if any(word in ('-h', '--help') for word in words):
     _write(_help(name, module))
     return 0
+  first = getattr(module, 'POSITIONAL', None)
+  if first and words and not words[0].startswith('-'):
+    words = [f'--{first}={words[0]}', *words[1:]]
   try:
     args = parsing.parse(name, words, module.define, module.WITH_CONFIG)
   except ValueError as error:

@@ -14,11 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from scar_jax.convert import llamagen_gpt
-from scar_jax.convert.common import Entry, assemble
+from scar_jax.convert.common import Entry, assemble, disassemble
+from scar_jax.convert.gpt_sizes import (
+  artifact,
+  detect_editor,
+  model_of,
+  size,
+)
 from scar_jax.models.scar import Scar, empty_conditions
 from scar_jax.models.scar_config import ScarConfig
+from scar_jax.parts import EditorConfig
 from scar_jax.types import PyTree
 
+__all__ = [
+  'abstract_params', 'artifact', 'convert', 'detect', 'reverse', 'size',
+  'table',
+]  # fmt: skip
+
+detect = detect_editor
 NULL_PREFIX = 'img_uncond_embedding'
 # Buffers, caches, and heads that only training used.
 SKIP = (
@@ -57,7 +70,9 @@ def abstract_params(cfg: ScarConfig) -> PyTree:
   )['params']
 
 
-def convert(cfg: ScarConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def convert(
+  cfg: ScarConfig | EditorConfig, state: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
   """The `params` of `Scar(cfg)`.
 
   Args:
@@ -69,5 +84,21 @@ def convert(cfg: ScarConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
   Raises:
     ValueError: lists missing, unexpected and wrongly shaped tensors.
   """
+  cfg = model_of(cfg)
   skip = SKIP if cfg.has_null_prefix else (*SKIP, NULL_PREFIX)
   return assemble(table(cfg), state, abstract_params(cfg), skip)
+
+
+def reverse(cfg: ScarConfig | EditorConfig, params: PyTree) -> dict[str, Any]:
+  """The tensors of an artifact, under the reference's names.
+
+  Raises:
+    ValueError: a model that is neither LlamaGen's nor EditAR's.
+  """
+  model = model_of(cfg)
+  if model.prefix.compress not in ('off', 'vq') or model.order != 'raster':
+    raise ValueError(
+      f'prefix.compress={model.prefix.compress!r}, order={model.order!r} has '
+      "no counterpart in LlamaGen or EditAR; accepted: 'off' or 'vq', 'raster'"
+    )
+  return disassemble(table(model), params)

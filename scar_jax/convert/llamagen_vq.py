@@ -12,14 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scar_jax.convert.common import Entry, affine, assemble, conv
-from scar_jax.models.tokenizers.vq import VQConfig, VQModel
+from scar_jax.convert.common import (
+  Entry,
+  affine,
+  assemble,
+  conv,
+  disassemble,
+)
+from scar_jax.convert.sizes import count, shape_of
+from scar_jax.models.tokenizers.vq import VQConfig, VQModel, vq_config
+from scar_jax.types import PyTree
 
 # A buffer of the reference that holds no weight.
 SKIP = (r'quantize\.codebook_used',)
 
 
-def _res(path: str, source: str, widens: bool) -> Iterator[Entry]:
+def res_block(path: str, source: str, widens: bool) -> Iterator[Entry]:
+  """Rows of a `ResnetBlock`; one that widens has a shortcut."""
   for n in ('1', '2'):
     yield from affine(f'{path}/norm{n}', f'{source}.norm{n}')
     yield from conv(f'{path}/conv{n}', f'{source}.conv{n}')
@@ -43,17 +52,19 @@ def _half(cfg: VQConfig, part: str) -> Iterator[Entry]:
   for level, mult in enumerate(mults):
     path, source = f'{part}/level_{level}', f'{part}.conv_blocks.{level}'
     for b in range(cfg.res_blocks + (not encoder)):
-      yield from _res(f'{path}_res_{b}', f'{source}.res.{b}', width != mult)
+      yield from res_block(
+        f'{path}_res_{b}', f'{source}.res.{b}', width != mult
+      )
       width = mult
       if cfg.attn and level == (last if encoder else 0):
         yield from _attn(f'{path}_attn_{b}', f'{source}.attn.{b}')
     if level != last:
       ours, theirs = ('down', 'downsample') if encoder else ('up', 'upsample')
       yield from conv(f'{path}_{ours}/conv', f'{source}.{theirs}.conv')
-  yield from _res(f'{part}/mid_0', f'{part}.mid.0', False)
+  yield from res_block(f'{part}/mid_0', f'{part}.mid.0', False)
   if cfg.attn:
     yield from _attn(f'{part}/mid_1', f'{part}.mid.1')
-  yield from _res(f'{part}/mid_2', f'{part}.mid.2', False)
+  yield from res_block(f'{part}/mid_2', f'{part}.mid.2', False)
   yield from affine(f'{part}/norm_out', f'{part}.norm_out')
   yield from conv(f'{part}/conv_out', f'{part}.conv_out')
 
@@ -84,3 +95,59 @@ def convert(cfg: VQConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     VQModel(cfg).init, jax.random.key(0), jnp.zeros((1, side, side, 3))
   )
   return assemble(table(cfg), state, abstract['params'], SKIP)
+
+
+def detect(state: Mapping[str, Any]) -> VQConfig:
+  """The tokenizer that a checkpoint holds, from shapes alone.
+
+  Raises:
+    ValueError: tensors that the sizes are read from are missing, or widths
+      that are no multiple of the first one.
+  """
+  shapes = getattr(state, 'shapes', state)
+  codes, code_dim = shape_of(shapes, 'quantize.embedding.weight')
+  ch = shape_of(shapes, 'encoder.conv_in.weight')[0]
+  first = 'encoder.conv_blocks.{}.res.0.conv1.weight'
+  levels = range(count(first, shapes))
+  widths = [shape_of(shapes, first.format(i))[0] for i in levels]
+  if any(w % ch for w in widths):
+    raise ValueError(
+      f'widths {widths} of the levels; accepted: multiples of the first, {ch}'
+    )
+  return VQConfig(
+    codes=codes,
+    code_dim=code_dim,
+    ch=ch,
+    ch_mult=tuple(w // ch for w in widths),
+    res_blocks=count('encoder.conv_blocks.0.res.{}.conv1.weight', shapes),
+    z_channels=shape_of(shapes, 'quant_conv.weight')[1],
+    attn='encoder.mid.1.q.weight' in shapes,
+  )
+
+
+def artifact(cfg: VQConfig, params: PyTree) -> tuple[str, VQConfig, PyTree]:
+  """What `--config.tokenizer.artifact` takes."""
+  return 'tokenizer', cfg, params
+
+
+def size(cfg: VQConfig) -> str:
+  """Name of the size, or 'custom'."""
+  known = {vq_config(name): name for name in ('vq16', 'vq8')}
+  return known.get(cfg, 'custom')
+
+
+def reverse(cfg: VQConfig, params: PyTree) -> dict[str, Any]:
+  """The tensors of an artifact, under the reference's names.
+
+  Raises:
+    ValueError: a tokenizer that the reference's code cannot run.
+  """
+  reference = dict(patch=1, skip=False, groups=32, l2_norm=True, attn=True)
+  other = {k: getattr(cfg, k) for k, v in reference.items()
+           if getattr(cfg, k) != v}  # fmt: skip
+  if other:
+    raise ValueError(
+      f'a tokenizer with {other} has no counterpart in LlamaGen; accepted: '
+      f'{reference}'
+    )
+  return disassemble(table(cfg), params)

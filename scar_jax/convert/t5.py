@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from scar_jax.convert.common import Entry, assemble, linear
-from scar_jax.models.encoders.t5 import T5Config, T5Encoder
+from scar_jax.convert.sizes import layers_of, shape_of
+from scar_jax.models.encoders.t5 import T5Config, T5Encoder, t5_config
+from scar_jax.types import PyTree
 
 SKIP = (r'decoder\..*', r'lm_head\..*', r'encoder\.embed_tokens\.weight')
 
@@ -55,3 +57,40 @@ def convert(cfg: T5Config, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
   shared = 'shared.weight'
   name = shared if shared in state else 'encoder.embed_tokens.weight'
   return assemble(table(name), state, abstract['params'], SKIP)
+
+
+def detect(state: Mapping[str, Any]) -> T5Config:
+  """The encoder that a checkpoint holds, from shapes alone.
+
+  Raises:
+    ValueError: tensors that the sizes are read from are missing.
+  """
+  shapes = getattr(state, 'shapes', state)
+  shared = 'shared.weight'
+  name = shared if shared in shapes else 'encoder.embed_tokens.weight'
+  vocab, width = shape_of(shapes, name)
+  block = 'encoder.block.0.layer'
+  attn = f'{block}.0.SelfAttention'
+  buckets, heads = shape_of(shapes, f'{attn}.relative_attention_bias.weight')
+  return T5Config(
+    vocab=vocab,
+    width=width,
+    layers=layers_of('encoder.block.', shapes),
+    heads=heads,
+    head_dim=shape_of(shapes, f'{attn}.q.weight')[0] // heads,
+    ffn=shape_of(shapes, f'{block}.1.DenseReluDense.wi_0.weight')[0],
+    buckets=buckets,
+  )
+
+
+def artifact(cfg: T5Config, params: PyTree) -> tuple[str, T5Config, PyTree]:
+  """What `--config.text.artifact` takes."""
+  return 'text', cfg, params
+
+
+def size(cfg: T5Config) -> str:
+  """Name of the size, or 'custom'."""
+  for name in ('xl', 'large', 'base', 'small'):
+    if t5_config(f'flan-t5-{name}') == cfg:
+      return f'flan-t5-{name}'
+  return 'custom'

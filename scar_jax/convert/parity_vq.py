@@ -1,0 +1,86 @@
+"""LlamaGen's tokenizers against their fixtures.
+
+In: a `Fixture` of `vq8` or `vq16`. Out: latents, ids, images, and the
+quantiser's losses and gradients, beside the reference's. Used by `selftest.py`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scar_jax import objectives
+from scar_jax.convert.llamagen_vq import convert, detect
+from scar_jax.convert.selftest import Check, Fixture, gradient
+from scar_jax.models.tokenizers.vq import VQModel
+
+_DECODED = 2e-4  # absolute, of the fixtures' README
+
+
+def nhwc(x: np.ndarray) -> np.ndarray:
+  """The reference's images and maps in our layout."""
+  return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def outputs(fixture: Fixture) -> Iterator[Check]:
+  """Every output of a fixture that the model has."""
+  a = fixture.arrays
+  cfg = detect(fixture.tensors)
+  model: Any = VQModel(cfg)
+  variables = {'params': convert(cfg, fixture.tensors)}
+  images = nhwc(a['image'])
+  out = jax.jit(model.apply)(variables, images)
+  yield Check('indices', out.ids, a['indices'], exact=True)
+  yield Check('latent', out.raw, nhwc(a['latent']))
+  yield Check('quant_entry', out.codes, nhwc(a['quant_entry']))
+  yield Check('quant', out.codes, nhwc(a['quant']))
+  yield Check('decoded', out.images, nhwc(a['decoded']), 0.0, _DECODED)
+
+  def method(name: Any) -> Any:
+    return jax.jit(lambda v, x: model.apply(v, x, method=name))
+
+  encoded = method(lambda m, x: m.encoder(x))(variables, images)
+  yield Check('enc_out', encoded, nhwc(a['enc_out']))
+  ids, _ = method('encode')(variables, images)
+  yield Check('indices of encode', ids, a['indices'], exact=True)
+  decoded = method('decode_tokens')(variables, a['indices'])
+  want = nhwc(a['decoded_from_code'])
+  yield Check('decoded_from_code', decoded, want, 0.0, _DECODED)
+  table = model.apply(variables, method='table')
+  yield Check('codebook_normed', table, a['codebook_normed'])
+  yield from _training(model, variables, a)
+
+
+def _training(model: Any, variables: Any, a: Any) -> Iterator[Check]:
+  """Losses of the quantiser, and gradients through it."""
+
+  def total(raw: Any, codebook: Any) -> Any:
+    params = {'params': {**variables['params'], 'codebook': codebook}}
+    ids, latent, distances = model.apply(params, raw, method='quantize')
+    codes = model.apply(params, ids, method='lookup')
+    terms = {
+      'vq': objectives.codebook_loss(latent, codes),
+      'commit': objectives.commitment_loss(latent, codes),
+      'entropy': 0.1 * objectives.entropy_loss(distances),
+    }
+    return sum(terms.values()), terms
+
+  latent = nhwc(a['latent'])
+  codebook = jnp.asarray(variables['params']['codebook'])
+  run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+  (_, terms), grads = run(latent, codebook)
+  for name, term in terms.items():
+    yield Check(f'train_{name}_loss', term, a[f'train_{name}_loss'], atol=0.0)
+  yield gradient('latent', grads[0], nhwc(a['grad_latent']))
+  yield gradient('codebook', grads[1], a['grad_codebook'])
+
+  def weighted(raw: Any) -> Any:
+    ids, unit, _ = model.apply(variables, raw, method='quantize')
+    codes = model.apply(variables, ids, method='lookup')
+    through = unit + jax.lax.stop_gradient(codes - unit)
+    return jnp.sum(through * nhwc(a['st_weight']))
+
+  straight = jax.jit(jax.grad(weighted))(latent)
+  yield gradient('straight through', straight, nhwc(a['st_grad_latent']))
