@@ -79,8 +79,13 @@ def test_the_way_back_is_exact(golden_path, tmp_path, capsys, name):
   state, again = load_file(path), load_file(back)
   assert set(state) - set(again) == SKIPPED.get(name, set())
   for key, value in again.items():
-    assert value.dtype == np.float32
-    np.testing.assert_array_equal(value, state[key].astype(np.float32))
+    want = state[key]
+    if want.dtype != np.int64:
+      want = want.astype(np.float32)
+    assert (value.dtype, value.shape) == (want.dtype, want.shape)
+    # How often each code was used is no weight: the counts start at 0 again.
+    if key != 'quantize.ema_vocab_hit_SV':
+      np.testing.assert_array_equal(value, want)
   assert convert(f'--checkpoint={back}', f'--out={second}', *hints) == 0
   marks = {load_artifact(p).fingerprint for p in (first, second)}
   assert len(marks) == 1

@@ -193,7 +193,7 @@ def test_scan_unroll_and_remat_give_equal_outputs_and_gradients(c2i):
 def test_dropout_changes_training_only(c2i):
   params, weights, a = c2i
   x = _embed(weights, a['ids'][:, :-1], a['labels'])
-  cfg = decoder_size('tiny', width=64, layers=2, vocab=64)
+  cfg = decoder_size('tiny', width=64, layers=2, heads=4, vocab=64)
 
   def run(deterministic, seed):
     return _forward(
@@ -263,7 +263,9 @@ def test_fresh_weights_are_small_and_the_head_is_zero():
 def test_bfloat16_stays_close_and_gives_float32_logits(c2i):
   params, weights, a = c2i
   x = _embed(weights, a['ids'][:, :-1], a['labels'])
-  low = decoder_size('tiny', width=64, layers=2, vocab=64, dtype='bfloat16')
+  low = decoder_size(
+    'tiny', width=64, layers=2, heads=4, vocab=64, dtype='bfloat16'
+  )
   full = _forward(params, x)[0]
   ours, hidden, _ = _forward(params, x, low)
   assert ours.dtype == jnp.float32
