@@ -96,8 +96,9 @@ def muon_axes(boxed: PyTree) -> PyTree:
   """Input and output axes of every matrix that Muon orthogonalises.
 
   Kernels of linear maps; a further axis (stacked layers; query, key and value)
-  counts as matrices side by side. None for what is left to AdamW: tables, the
-  head over the vocabulary, convolutions, vectors.
+  counts as matrices side by side. None for what is left to AdamW (there with
+  the momentum of Nesterov): tables, the head over the vocabulary, convolutions,
+  vectors.
 
   Args:
     boxed: abstract parameters with logical axes.

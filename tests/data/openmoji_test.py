@@ -241,5 +241,5 @@ def test_long_words_are_cut_between_words():
   text = openmoji_text.write(
     'control', 'a very long caption of many words here'
   )
-  assert text == 'color: a very long caption of many words'
-  assert len(text) == 40
+  assert text == 'color: a very long caption of'
+  assert len(text) <= openmoji_text.MAX_BYTES == 30

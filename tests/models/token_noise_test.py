@@ -38,7 +38,7 @@ def _run(tiny, noise, deterministic=False, seed=0):
 
 
 def test_targets_stay_and_the_first_logits_have_seen_no_token(tiny):
-  clean, noised = _run(tiny, 0.0), _run(tiny, 1.0)
+  clean, noised = _run(tiny, 0.0, seed=1), _run(tiny, 1.0, seed=1)
   np.testing.assert_array_equal(noised.targets, clean.targets)
   np.testing.assert_allclose(noised.logits[:, 0], clean.logits[:, 0], 1e-5)
   assert np.abs(noised.logits[:, -1] - clean.logits[:, -1]).max() > 1e-2
@@ -54,7 +54,7 @@ def test_no_noise_outside_training(tiny):
 def test_each_sample_has_a_share_of_its_own_up_to_the_most(tiny, most):
   cfg, params, *_ = tiny
   model = Scar(dataclasses.replace(cfg, token_noise=most))
-  tokens = jnp.tile(jnp.arange(4000) % 97, (64, 1))
+  tokens = jnp.tile(jnp.arange(970) % 97, (2000, 1))
   noised = model.apply(
     {'params': params},
     tokens,
@@ -63,7 +63,7 @@ def test_each_sample_has_a_share_of_its_own_up_to_the_most(tiny, most):
   )
   # One random code in 97 is the old one.
   share = np.mean(np.asarray(noised != tokens), axis=1) * 97 / 96
-  assert share.max() < most + 0.03
-  assert share.mean() == pytest.approx(most / 2, abs=0.06 * most)
-  assert share.std() == pytest.approx(most / 12**0.5, rel=0.2)
+  assert share.max() < most + 0.1
+  assert share.mean() == pytest.approx(most / 2, rel=0.05)
+  assert share.std() == pytest.approx(most / 12**0.5, rel=0.1)
   assert set(np.unique(noised)) == set(range(97))

@@ -42,7 +42,7 @@ def boxed():
   [
     ('constant', {0: 0.1, 5: 0.55, 10: 1.0, 60: 1.0, 109: 1.0}),
     ('cosine', {0: 0.1, 10: 1.0, 59: 0.6071, 109: 0.2}),
-    ('lin0', {10: 1.0, 14: 1.0, 59: 0.6211, 109: 0.2}),
+    ('lin0', {10: 1.0, 14: 1.0, 59: 0.6253, 109: 0.2}),
   ],
 )
 def test_schedules_at_their_corners(schedule, values):
@@ -94,11 +94,12 @@ def test_muon_steps_are_orthogonal_and_as_large_as_adamw(boxed):
     for name, found in updates.items()
   }
   assert rms['muon'] == pytest.approx(0.2 * rms['adamw'], rel=0.25)
+  # What is left to AdamW has the momentum of Nesterov there, as Muon has.
+  rest = optax.adamw(1e-2, 0.9, 0.95, weight_decay=0.0, nesterov=True)
+  want, _ = rest.update(grads, rest.init(params), params)
   for name in ('head', 'norm', 'conv'):
     np.testing.assert_allclose(
-      updates['muon'][name]['kernel'],
-      updates['adamw'][name]['kernel'],
-      rtol=1e-4,
+      updates['muon'][name]['kernel'], want[name]['kernel'], rtol=1e-4
     )
 
 
