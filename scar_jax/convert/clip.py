@@ -13,9 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scar_jax.convert.common import Entry, affine, assemble, conv, linear
-from scar_jax.convert.sizes import layers_of, shape_of
-from scar_jax.convert.vit import public_heads
+from scar_jax.convert.common import (
+  Entry,
+  affine,
+  assemble,
+  conv,
+  encoder_artifact,
+  linear,
+)
+from scar_jax.convert.sizes import layers_of, public_heads, shape_of
 from scar_jax.models.encoders.clip import (
   CLIP,
   CLIP_SIZES,
@@ -196,7 +202,7 @@ def artifact(
 ) -> tuple[str, Any, PyTree]:
   """An 'encoder', as `--config.encoder.artifact` takes it, or what it is."""
   if isinstance(cfg, EncoderConfig):
-    return 'encoder', cfg, {'network': params}
+    return encoder_artifact(cfg, params)
   return ('clip' if isinstance(cfg, CLIPConfig) else 'clip_text'), cfg, params
 
 

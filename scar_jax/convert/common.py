@@ -71,6 +71,13 @@ class Entry:
     return [s.replace('{i}', str(i)) for s in self.sources]
 
 
+def encoder_artifact(
+  cfg: Any, params: PyTree
+) -> tuple[str, Any, dict[str, PyTree]]:
+  """What `--config.encoder.artifact` takes, of an `EncoderConfig`."""
+  return 'encoder', cfg, {'network': params}
+
+
 def affine(path: str, source: str) -> list[Entry]:
   """Scale and bias of a norm."""
   return [

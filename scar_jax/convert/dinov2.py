@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scar_jax.convert.common import Entry, affine, assemble, conv, linear
+from scar_jax.convert.common import (
+  Entry,
+  affine,
+  assemble,
+  conv,
+  encoder_artifact,
+  linear,
+)
 from scar_jax.convert.readers import Renamed
 from scar_jax.convert.sizes import count, heads_of_64, shape_of
 from scar_jax.models.encoders.dinov2 import (
@@ -24,7 +31,6 @@ from scar_jax.models.encoders.dinov2 import (
   dinov2_config,
 )
 from scar_jax.models.encoders.semantic import EncoderConfig
-from scar_jax.types import PyTree
 
 _PREFIX = 'dinov2.'
 SKIP = (r'(embeddings\.)?mask_token', r'(classifier|head)\..*')
@@ -157,11 +163,7 @@ def detect(
   )
 
 
-def artifact(
-  cfg: EncoderConfig, params: PyTree
-) -> tuple[str, EncoderConfig, PyTree]:
-  """What `--config.encoder.artifact` takes."""
-  return 'encoder', cfg, {'network': params}
+artifact = encoder_artifact
 
 
 def size(cfg: EncoderConfig) -> str:

@@ -7,6 +7,7 @@ formats: huggingface/safetensors README, torch.save.
 """
 
 import argparse
+import collections
 import dataclasses
 import json
 import math
@@ -103,8 +104,8 @@ def _in_directory(path: pathlib.Path) -> pathlib.Path:
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  names = [name for name, _ in pairs]
-  twins = sorted({name for name in names if names.count(name) > 1})
+  counts = collections.Counter(name for name, _ in pairs)
+  twins = sorted(name for name, n in counts.items() if n > 1)
   if twins:
     raise ValueError(f'the names {twins} occur twice')
   return dict(pairs)

@@ -19,7 +19,7 @@ from scar_jax.convert.common import (
   conv,
   disassemble,
 )
-from scar_jax.convert.sizes import count, shape_of
+from scar_jax.convert.sizes import count, shape_of, width_multiples
 from scar_jax.models.tokenizers.vq import VQConfig, VQModel, vq_config
 from scar_jax.types import PyTree
 
@@ -108,26 +108,15 @@ def detect(state: Mapping[str, Any]) -> VQConfig:
   codes, code_dim = shape_of(shapes, 'quantize.embedding.weight')
   ch = shape_of(shapes, 'encoder.conv_in.weight')[0]
   first = 'encoder.conv_blocks.{}.res.0.conv1.weight'
-  levels = range(count(first, shapes))
-  widths = [shape_of(shapes, first.format(i))[0] for i in levels]
-  if any(w % ch for w in widths):
-    raise ValueError(
-      f'widths {widths} of the levels; accepted: multiples of the first, {ch}'
-    )
   return VQConfig(
     codes=codes,
     code_dim=code_dim,
     ch=ch,
-    ch_mult=tuple(w // ch for w in widths),
+    ch_mult=width_multiples(first, shapes, ch),
     res_blocks=count('encoder.conv_blocks.0.res.{}.conv1.weight', shapes),
     z_channels=shape_of(shapes, 'quant_conv.weight')[1],
     attn='encoder.mid.1.q.weight' in shapes,
   )
-
-
-def artifact(cfg: VQConfig, params: PyTree) -> tuple[str, VQConfig, PyTree]:
-  """What `--config.tokenizer.artifact` takes."""
-  return 'tokenizer', cfg, params
 
 
 def size(cfg: VQConfig) -> str:

@@ -13,12 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scar_jax.convert.common import Entry, affine, assemble, conv, linear
+from scar_jax.convert.common import (
+  Entry,
+  affine,
+  assemble,
+  conv,
+  encoder_artifact,
+  linear,
+)
 from scar_jax.convert.readers import Renamed
 from scar_jax.convert.sizes import layers_of, shape_of
 from scar_jax.models.encoders.sam import SAM, SAM_SIZES, SAMConfig, sam_config
 from scar_jax.models.encoders.semantic import EncoderConfig, encoder_around
-from scar_jax.types import PyTree
 
 SKIP = (
   r'(prompt_encoder|mask_decoder)\..*',
@@ -142,11 +148,7 @@ def detect(
   return encoder_around(detect_network(state), image_size=image_size)
 
 
-def artifact(
-  cfg: EncoderConfig, params: PyTree
-) -> tuple[str, EncoderConfig, PyTree]:
-  """What `--config.encoder.artifact` takes."""
-  return 'encoder', cfg, {'network': params}
+artifact = encoder_artifact
 
 
 def size(cfg: EncoderConfig) -> str:

@@ -31,6 +31,29 @@ def count(pattern: str, names: Mapping[str, Any]) -> int:
   return sum(1 for _ in itertools.takewhile(bool, present))
 
 
+def width_multiples(
+  pattern: str, state: Mapping[str, Any], first: int
+) -> tuple[int, ...]:
+  """Widths of the levels of a convolutional tokenizer, in units of the first.
+
+  Args:
+    pattern: name of a level's tensor, `{}` for its number.
+    state: tensors or their shapes.
+    first: the unit.
+
+  Raises:
+    ValueError: a width that is no multiple of it.
+  """
+  levels = range(count(pattern, state))
+  widths = [shape_of(state, pattern.format(i))[0] for i in levels]
+  if any(w % first for w in widths):
+    raise ValueError(
+      f'widths {widths} of the levels; accepted: multiples of the first, '
+      f'{first}'
+    )
+  return tuple(w // first for w in widths)
+
+
 def layers_of(prefix: str, names: Mapping[str, Any]) -> int:
   """One more than the highest number that follows `prefix`.
 
@@ -56,3 +79,12 @@ def heads_of_64(width: int) -> int:
       'of 64; accepted: a divisor of the width (set --heads)'
     )
   return width // 64
+
+
+def public_heads(width: int, heads: int | None = None) -> int:
+  """Heads of a vision transformer: 64 channels each, 80 in the huge ones.
+
+  Raises:
+    ValueError: the width is no multiple of 64 and `heads` is not given.
+  """
+  return heads or (16 if width == 1280 else heads_of_64(width))

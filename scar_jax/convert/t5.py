@@ -15,7 +15,6 @@ import numpy as np
 from scar_jax.convert.common import Entry, assemble, linear
 from scar_jax.convert.sizes import layers_of, shape_of
 from scar_jax.models.encoders.t5 import T5Config, T5Encoder, t5_config
-from scar_jax.types import PyTree
 
 SKIP = (r'decoder\..*', r'lm_head\..*', r'encoder\.embed_tokens\.weight')
 
@@ -81,11 +80,6 @@ def detect(state: Mapping[str, Any]) -> T5Config:
     ffn=shape_of(shapes, f'{block}.1.DenseReluDense.wi_0.weight')[0],
     buckets=buckets,
   )
-
-
-def artifact(cfg: T5Config, params: PyTree) -> tuple[str, T5Config, PyTree]:
-  """What `--config.text.artifact` takes."""
-  return 'text', cfg, params
 
 
 def size(cfg: T5Config) -> str:

@@ -20,7 +20,7 @@ from scar_jax.convert.common import (
   disassemble,
 )
 from scar_jax.convert.llamagen_vq import res_block
-from scar_jax.convert.sizes import count, shape_of
+from scar_jax.convert.sizes import count, shape_of, width_multiples
 from scar_jax.models.tokenizers.msvq import MSVQConfig, MSVQModel, msvq_config
 from scar_jax.orders.scale import PATCH_NUMS
 from scar_jax.types import PyTree
@@ -137,12 +137,6 @@ def detect(
   ch = shape_of(shapes, 'encoder.conv_in.weight')[0]
   first = 'encoder.down.{}.block.0.conv1.weight'
   shape_of(shapes, first.format(0))
-  levels = range(count(first, shapes))
-  widths = [shape_of(shapes, first.format(i))[0] for i in levels]
-  if any(w % ch for w in widths):
-    raise ValueError(
-      f'widths {widths} of the levels; accepted: multiples of the first, {ch}'
-    )
   scales = shape_of(shapes, HITS)[0] if HITS in shapes else None
   return MSVQConfig(
     codes=codes,
@@ -150,7 +144,7 @@ def detect(
     patch_nums=_sides(scales, patch_nums),
     phis=count(_PHI + '.qresi_ls.{}.weight', shapes) or 1,
     ch=ch,
-    ch_mult=tuple(w // ch for w in widths),
+    ch_mult=width_multiples(first, shapes, ch),
     res_blocks=count('encoder.down.0.block.{}.conv1.weight', shapes),
     attn='encoder.mid.attn_1.norm.weight' in shapes,
   )
@@ -172,11 +166,6 @@ def _sides(scales: int | None, given: Sequence[int] | None) -> tuple[int, ...]:
       'accepted: 10 or 14 scales, or sides (set --patch_nums)'
     )
   return PATCH_NUMS[pixels]
-
-
-def artifact(cfg: MSVQConfig, params: PyTree) -> tuple[str, MSVQConfig, PyTree]:
-  """What `--config.tokenizer.artifact` takes."""
-  return 'tokenizer', cfg, params
 
 
 def size(cfg: MSVQConfig) -> str:

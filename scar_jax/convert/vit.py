@@ -14,12 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scar_jax.convert.common import Entry, affine, assemble, conv, linear
+from scar_jax.convert.common import (
+  Entry,
+  affine,
+  assemble,
+  conv,
+  encoder_artifact,
+  linear,
+)
 from scar_jax.convert.readers import Renamed
-from scar_jax.convert.sizes import heads_of_64, layers_of, shape_of
+from scar_jax.convert.sizes import layers_of, public_heads, shape_of
 from scar_jax.models.encoders.semantic import EncoderConfig, encoder_around
 from scar_jax.models.encoders.vit import VIT_SIZES, ViT, ViTConfig, vit_config
-from scar_jax.types import PyTree
 
 SKIP = (
   r'(embeddings\.)?mask_token',
@@ -73,15 +79,6 @@ def plain_names(state: Mapping[str, Any]) -> Renamed:
 
 def _is_hugging_face(names: Mapping[str, Any]) -> bool:
   return any(name.startswith('embeddings.') for name in names)
-
-
-def public_heads(width: int, heads: int | None = None) -> int:
-  """Heads of a vision transformer: 64 channels each, 80 in the huge ones.
-
-  Raises:
-    ValueError: the width is no multiple of 64 and `heads` is not given.
-  """
-  return heads or (16 if width == 1280 else heads_of_64(width))
 
 
 def convert(
@@ -149,11 +146,7 @@ def detect(
   return encoder_around(network, image_size=image_size, normalize=normalize)
 
 
-def artifact(
-  cfg: EncoderConfig, params: PyTree
-) -> tuple[str, EncoderConfig, PyTree]:
-  """What `--config.encoder.artifact` takes."""
-  return 'encoder', cfg, {'network': params}
+artifact = encoder_artifact
 
 
 def size(cfg: EncoderConfig) -> str:

@@ -100,7 +100,7 @@ class Scar(nn.Module):
       init = annotated(nn.initializers.normal(D**-0.5), None, 'embed')
       shape = (cfg.prefix.length, D)
       self.null_prefix = self.param('null_prefix', init, shape)
-    if cfg.order == 'scale':
+    if self._scales:
       self.scale = ScaleInputs(
         self.order, D, cfg.text.classes, cfg.prefix.length, name='scale'
       )

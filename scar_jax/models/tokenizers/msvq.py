@@ -9,7 +9,6 @@ are in convert/var_vqvae.py.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +16,17 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from scar_jax.models.tokenizers import layers, residual
-from scar_jax.models.tokenizers.vq import Decoder, Encoder, VQConfig
+from scar_jax.models.tokenizers.vq import (
+  Decoder,
+  Encoder,
+  VQConfig,
+  codebook_init,
+  straight_through,
+)
 from scar_jax.orders.scale import PATCH_NUMS, Accumulate, ScaleOrder
 from scar_jax.sharding import annotated
 from scar_jax.types import PyTree
@@ -98,7 +104,7 @@ class MSVQConfig:
 
 
 _SIZES: dict[str, dict[str, Any]] = {
-  **{f'var{size}': dict(patch_nums=p) for size, p in PATCH_NUMS.items()},
+  f'var{size}': dict(patch_nums=sides) for size, sides in PATCH_NUMS.items()
 }
 
 
@@ -159,7 +165,7 @@ class MSVQModel(nn.Module):
     ]
     self.codebook = self.param(
       'codebook',
-      annotated(_codebook_init, 'vocab', None),
+      annotated(codebook_init(cfg.backbone), 'vocab', None),
       (cfg.codes, cfg.code_dim),
       jnp.float32,
     )
@@ -240,8 +246,7 @@ class MSVQModel(nn.Module):
         f'{ids.shape[1]} ids for scales of sides {self.cfg.patch_nums}; '
         f'accepted: {sum(sizes)} (set `tokenizer.patch_nums`)'
       )
-    ends = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    return [ids[:, a:b] for a, b in itertools.pairwise(ends)]
+    return jnp.split(ids, np.cumsum(sizes)[:-1], axis=1)
 
   def accumulate(
     self,
@@ -313,15 +318,3 @@ def accumulator(cfg: MSVQConfig, params: PyTree) -> Accumulate:
   """`MSVQModel.accumulate` with its parameters, as the scale order takes it."""
   model = MSVQModel(cfg)
   return functools.partial(model.apply, {'params': params}, method='accumulate')
-
-
-def straight_through(
-  raw: Float[Array, 'B h w C'], latent: Float[Array, 'B h w C']
-) -> Float[Array, 'B h w C']:
-  """The value of `latent` with the gradient of `raw`."""
-  return raw + jax.lax.stop_gradient(latent - raw)
-
-
-def _codebook_init(key: Array, shape: Any, dtype: Any) -> jax.Array:
-  bound = 1.0 / shape[0]
-  return jax.random.uniform(key, shape, dtype, -bound, bound)

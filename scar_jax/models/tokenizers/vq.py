@@ -222,7 +222,7 @@ class VQModel(nn.Module):
     self.decoder = Decoder(cfg, name='decoder')
     self.codebook = self.param(
       'codebook',
-      annotated(_codebook_init(cfg), 'vocab', None),
+      annotated(codebook_init(cfg), 'vocab', None),
       (cfg.codes, cfg.code_dim),
       jnp.float32,
     )
@@ -302,7 +302,7 @@ class VQModel(nn.Module):
     raw = self.features(images, deterministic)
     ids, latent, distances = self.quantize(raw)
     codes = self.lookup(ids)
-    through = latent + mix * jax.lax.stop_gradient(codes - latent)
+    through = straight_through(latent, codes, mix)
     return VQOutput(
       images=self.decode(through, deterministic),
       ids=ids,
@@ -313,7 +313,18 @@ class VQModel(nn.Module):
     )
 
 
-def _codebook_init(cfg: VQConfig):
+def straight_through(
+  latent: Float[Array, 'B h w C'],
+  codes: Float[Array, 'B h w C'],
+  mix: Float[Array, ''] | float = 1.0,
+) -> Float[Array, 'B h w C']:
+  """The value of `codes`, at `mix` of the way, the gradient of `latent`."""
+  return latent + mix * jax.lax.stop_gradient(codes - latent)
+
+
+def codebook_init(cfg: VQConfig):
+  """Initialiser of a codebook: uniform, normalised if the codes are."""
+
   def init(key, shape, dtype):
     bound = 1.0 / cfg.codes
     rows = jax.random.uniform(key, shape, dtype, -bound, bound)
