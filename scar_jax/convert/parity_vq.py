@@ -14,7 +14,7 @@ import numpy as np
 from scar_jax import objectives
 from scar_jax.convert.llamagen_vq import convert, detect
 from scar_jax.convert.selftest import Check, Fixture, gradient
-from scar_jax.models.tokenizers.vq import VQModel
+from scar_jax.models.tokenizers.vq import VQModel, straight_through
 
 _DECODED = 2e-4  # absolute, of the fixtures' README
 
@@ -79,7 +79,7 @@ def _training(model: Any, variables: Any, a: Any) -> Iterator[Check]:
   def weighted(raw: Any) -> Any:
     ids, unit, _ = model.apply(variables, raw, method='quantize')
     codes = model.apply(variables, ids, method='lookup')
-    through = unit + jax.lax.stop_gradient(codes - unit)
+    through = straight_through(unit, codes)
     return jnp.sum(through * nhwc(a['st_weight']))
 
   straight = jax.jit(jax.grad(weighted))(latent)

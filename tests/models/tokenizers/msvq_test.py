@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from scar_jax import objectives
+from scar_jax.convert.parity_vq import nhwc
 from scar_jax.convert.var_vqvae import convert
 from scar_jax.models.tokenizers.msvq import (
   MSVQConfig,
@@ -24,10 +25,6 @@ TINY = MSVQConfig(
   codes=16, code_dim=4, patch_nums=(1, 3, 5), ch=8, ch_mult=(1,), res_blocks=1,
   groups=4, attn=False,
 )  # fmt: skip
-
-
-def nhwc(x):
-  return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
 @pytest.fixture(scope='module')

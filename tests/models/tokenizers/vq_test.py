@@ -6,17 +6,19 @@ import pytest
 
 from scar_jax import objectives
 from scar_jax.convert.llamagen_vq import convert
-from scar_jax.models.tokenizers.vq import VQConfig, VQModel, vq_config
+from scar_jax.convert.parity_vq import nhwc
+from scar_jax.models.tokenizers.vq import (
+  VQConfig,
+  VQModel,
+  straight_through,
+  vq_config,
+)
 
 MULTS = {'vq16': (1, 1, 1, 2, 1), 'vq8': (1, 1, 2, 1)}
 TINY = VQConfig(
   codes=16, code_dim=4, ch=8, ch_mult=(1, 2), res_blocks=1, z_channels=8,
   groups=4, attn=True,
 )  # fmt: skip
-
-
-def nhwc(x):
-  return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
 @pytest.fixture(scope='module', params=['vq8', 'vq16'])
@@ -90,7 +92,7 @@ def test_straight_through_gradient_matches_the_reference(reference):
   def weighted(raw):
     ids, latent, _ = model.apply(variables, raw, method='quantize')
     codes = model.apply(variables, ids, method='lookup')
-    through = latent + jax.lax.stop_gradient(codes - latent)
+    through = straight_through(latent, codes)
     return jnp.sum(through * nhwc(a['st_weight']))
 
   grad = jax.grad(weighted)(nhwc(a['latent']))
