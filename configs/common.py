@@ -192,7 +192,7 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     # From scratch and this small, a moving target would collapse.
     align=dict(stop_target_grad=True),
     optim=dict(
-      name='muon', lr=4e-3, schedule='cosine', warmup_steps=60, end_scale=0.02,
+      name='muon', lr=3e-3, schedule='cosine', warmup_steps=60, end_scale=0.02,
     ),
     train=dict(
       ema=0.99, log_every=25, save_every=400, picture_every=400,

@@ -28,6 +28,8 @@ _TEXTS = {
   'size': 'Published size that the checkpoint must have, such as XL.',
   'selftest': 'Compare with the fixtures in this directory, convert nothing.',
   'json': 'File for the report.',
+  'part': 'Of CLIP: vision, text or both; vision by default.',
+  'normalize': 'Of the pixels that a ViT sees: pm1, imagenet or clip.',
   'tokenizer': 'Artifact to record in a model as its tokenizer.',
   'encoder': 'Artifact to record in a model as its encoder.',
   'text': 'Artifact to record in a model as its T5.',
@@ -35,7 +37,8 @@ _TEXTS = {
 _TABLE_WIDTH = 110
 # Keywords of the families' `detect`: what no tensor shows.
 _HINTS = (
-  *('heads', 'head_dim', 'image_size', 'patch_nums'),
+  *('heads', 'head_dim', 'text_heads', 'image_size', 'patch_nums'),
+  *('part', 'normalize'),
   *('tokenizer', 'encoder', 'text'),
 )
 
@@ -57,6 +60,7 @@ def define(values: flags.FlagValues) -> None:
   for name, about in {
     'heads': 'Attention heads, where the size is not a published one.',
     'head_dim': 'Channels of one head, the same.',
+    'text_heads': "Attention heads of CLIP's text tower, the same.",
     'image_size': 'Pixels of the images, where no tensor says it.',
   }.items():
     flags.DEFINE_integer(name, None, about, lower_bound=1, flag_values=values)

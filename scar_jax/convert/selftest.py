@@ -38,6 +38,9 @@ FIXTURES: Mapping[str, tuple[str, str]] = {
   'dinov2_swiglu': ('dinov2', 'parity_encoders'),
   'dinov2_hf': ('dinov2', 'parity_encoders'),
   't5': ('t5', 'parity_encoders'),
+  'vit': ('vit', 'parity_vision'),
+  'clip': ('clip', 'parity_vision'),
+  'sam': ('sam', 'parity_vision'),
 }
 # Of the fixtures' README: relative, and absolute on values of order 1.
 RTOL = ATOL = 1e-4

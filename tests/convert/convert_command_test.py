@@ -231,3 +231,21 @@ def test_the_encoder_inside_a_release(golden_path, tmp_path):
   cfg = load_artifact(tmp_path / 'out', 'encoder').config
   assert (cfg.normalize, cfg.features) == ('pm1', 'last4')
   assert (cfg.width, cfg.depth, cfg.image_size) == (8, 4, 112)
+
+
+def test_parts_of_clip_and_pixels_of_a_vit(golden_path, tmp_path, capsys):
+  out, clip = tmp_path / 'out', golden_path('clip.safetensors')
+  words = (f'--checkpoint={clip}', f'--out={out}', '--text_heads=4')
+  assert convert(*words, '--part=text') == 0
+  assert load_artifact(out).kind == 'clip_text'
+  assert convert(*words, '--part=both', '--heads=4') == 0
+  assert load_artifact(out).config.text.heads == 4
+  err = fails(capsys, *words, '--part=head')
+  assert "part='head'; accepted: vision, text, both" in err
+  vit = golden_path('vit.safetensors')
+  words = (f'--checkpoint={vit}', f'--out={out}', '--heads=3')
+  assert convert(*words, '--normalize=imagenet') == 0
+  assert load_artifact(out).config.normalize == 'imagenet'
+  err = fails(capsys, *words, '--normalize=zero')
+  assert "normalize='zero'; accepted: imagenet, pm1, clip" in err
+  assert '--part' in fails(capsys, *words, '--part=text')

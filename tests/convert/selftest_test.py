@@ -10,6 +10,7 @@ import pytest
 
 from scar_jax import cli
 from scar_jax.convert import parity_encoders, selftest
+from scar_jax.convert.families import FAMILIES
 from scar_jax.convert.selftest import Check, Fixture
 
 SLOW = ('gpt_c2i', 'gpt_t2i', 'gpt_edit', 'scar_prefill', 'scar_prefill_1th')
@@ -42,6 +43,14 @@ def swap_qk(w):
   return np.concatenate([k, q, v])
 
 
+def transposed(w):
+  return w.swapaxes(2, 3)
+
+
+def rolled(w):
+  return np.roll(w, 1, axis=0)
+
+
 def changed(fixture: Fixture, name: str, change) -> Fixture:
   tensors = {**fixture.tensors, name: change(fixture.tensors[name])}
   return dataclasses.replace(fixture, tensors=tensors)
@@ -49,15 +58,20 @@ def changed(fixture: Fixture, name: str, change) -> Fixture:
 
 # One mistake for each family, as a converter could make it.
 MISTAKES = {
-  'vq8': ('encoder.conv_in.weight', lambda w: w.swapaxes(2, 3)),
+  'vq8': ('encoder.conv_in.weight', transposed),
   'gpt_c2i': ('layers.1.attention.wqkv.weight', swap_qk),
   'gpt_edit': ('layers.0.attention_norm.weight', np.ones_like),
-  'scar_prefill': ('downsample_conv.weight', lambda w: w.swapaxes(2, 3)),
+  'scar_prefill': ('downsample_conv.weight', transposed),
   'dinov2': ('blocks.2.ls1.gamma', np.ones_like),
   't5': (
     'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight',
     lambda w: np.roll(w, 16, axis=0),
   ),
+  'var_vqvae': ('quantize.quant_resi.qresi_ls.0.weight', np.zeros_like),
+  'var': ('blocks.1.attn.scale_mul_1H11', np.ones_like),
+  'vit': ('embeddings.patch_embeddings.projection.weight', transposed),
+  'clip': ('text_model.embeddings.position_embedding.weight', rolled),
+  'sam': ('layers.0.attn.rel_pos_h', rolled),
 }
 
 
@@ -70,6 +84,11 @@ def test_a_mistake_is_seen(load, name):
   )
   checks = runner.outputs(wrong)
   assert any(not check.errors()[2] for check in checks)
+
+
+def test_each_family_has_its_mistake():
+  families = {selftest.FIXTURES[name][0] for name in MISTAKES}
+  assert families == {f.name for f in FAMILIES}
 
 
 def test_a_wrong_way_to_fit_positions_is_seen(load, monkeypatch):
