@@ -93,7 +93,7 @@ def stage_config(
   res: int = 32,
   patch: int = 4,
   text: int = 40,
-  steps: int = 1200,
+  steps: int = 1700,
 ) -> ConfigDict:
   """The three stages of a small embedded data set.
 
@@ -151,13 +151,15 @@ def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     'tokenizer',
     data=data,
     model=dict(size=given.size or 'tiny', patch=given.patch),
-    # Latents first settle unquantised; the codes then start among them.
-    loss=dict(vq_start=80, kmeans_iters=10, dead_after=30),
+    # The first batches show what pixels there are; the codes start among them.
+    loss=dict(vq_start=20, kmeans_iters=20, dead_after=60),
+    # The linear encoder keeps distances: latents are pixels, and stay so.
     optim=dict(
-      lr=4e-3, schedule='cosine', warmup_steps=20, end_scale=0.02,
-      weight_decay=0.0,
+      lr=3e-3, schedule='cosine', warmup_steps=20, end_scale=0.02,
+      weight_decay=0.0, freeze=('vq/encoder', 'vq/quant_conv'),
     ),
-    train=dict(steps=500, ema=0.99, log_every=25, save_every=250),
+    # A long average would lag behind codes that moved.
+    train=dict(steps=400, ema=0.95, log_every=25, save_every=200),
   )  # fmt: skip
 
 
@@ -174,7 +176,7 @@ def _encoder(
     optim=dict(
       lr=1.5e-3, schedule='cosine', warmup_steps=30, end_scale=0.05,
     ),
-    train=dict(steps=320, ema=0.98, log_every=20, save_every=160),
+    train=dict(steps=220, ema=0.98, log_every=20, save_every=110),
   )  # fmt: skip
 
 
@@ -183,10 +185,13 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     'scar',
     data=data,
     model=dict(
-      size=given.size or 'tiny', codebook_init=True, token_noise=1.0,
-      resid_dropout=0.0, ffn_dropout=0.0, token_dropout=0.0,
+      size=given.size or 'tiny', scan=False, codebook_init=True,
+      token_noise=1.0, context_dropout=0.3, resid_dropout=0.0, ffn_dropout=0.0,
+      token_dropout=0.0,
     ),
     order=dict(name=given.order),
+    # Words from the first step on.
+    text=dict(ngrams=(4, 8)),
     # Unnormalised, projection and states chase each other's scale upwards.
     prefix=dict(k=2, norm='layernorm', rope='aligned'),
     # From scratch and this small, a moving target would collapse.

@@ -130,6 +130,7 @@ class TextConfig:
   width: int = number(128, 1)  # byte encoder
   layers: int = number(2, 1)  # byte encoder
   heads: int = number(4, 1)  # byte encoder
+  ngrams: tuple[int, ...] = ()  # byte encoder: lengths with own embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +146,7 @@ class ScarModel:
   token_dropout: float = number(0.1, 0.0, 1.0)
   token_dropout_scope: str = choice('text', 'text', 'all')
   token_noise: float = number(0.0, 0.0, 1.0)  # most inputs made random codes
+  context_dropout: float = number(0.0, 0.0, 1.0)  # all inputs random codes
   text_dropout: float = number(0.1, 0.0, 1.0)  # null text, for guidance
   prefix_dropout: float = number(0.1, 0.0, 1.0)  # null prefix, joint scheme
   cond_dropout: str = choice('text', 'text', 'joint')

@@ -1,10 +1,14 @@
-"""Eight emulated CPU devices for every test, and paths to fixtures."""
+"""Eight emulated CPU devices, cheap compilation, and paths to fixtures."""
 
 import os
 
-# Set before jax is imported anywhere: the device count is read once.
+# Set before jax is imported anywhere: the device count is read once. Programs
+# here are small and run a few times, so that to compile them is most of the
+# time; XLA_FLAGS of the caller may ask for optimised code again.
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  '--xla_backend_optimization_level=0 '
+  + os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
@@ -16,6 +20,18 @@ import pytest
 from safetensors.numpy import load_file
 
 jax.config.update('jax_threefry_partitionable', True)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _compilation_cache(tmp_path_factory):
+  """Tests compile the same toys and fixtures again and again: share them."""
+  jax.config.update(
+    'jax_compilation_cache_dir', str(tmp_path_factory.mktemp('xla'))
+  )
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  yield
+  jax.config.update('jax_compilation_cache_dir', None)
+
 
 _HERE = pathlib.Path(__file__).parent
 

@@ -4,10 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scar_cases import (
-  CLOSE,
-  golden_conditions,
-  golden_config,
-  golden_params,
   noisy,
   tiny_config,
 )
@@ -22,77 +18,6 @@ from scar_jax.sampling import (
   sample_keys,
   stack_branches,
 )
-
-GREEDY = dict(temperature=0.0)
-# Per golden model: config change, sampler settings, suffix of its arrays.
-RUNS = {
-  'gpt_c2i': [
-    ({}, {'guidance': 2.0}, ''),
-    ({}, {'guidance': 1.0}, '_cfg1'),
-    ({}, {'guidance': 2.0, 'cfg_interval': 3}, '_interval3'),
-  ],
-  'gpt_t2i': [
-    ({'mask_pad': True}, {'guidance': 2.0}, ''),
-    ({'mask_pad': True}, {'guidance': 1.0}, '_cfg1'),
-    ({}, {'guidance': 2.0}, '_nomask'),
-  ],
-  'gpt_edit': [
-    ({}, {'guidance': 3.0}, ''),
-    ({}, {'guidance': 1.0}, '_cfg1'),
-  ],
-  'scar_prefill': [({}, {'guidance': 3.0}, '')],
-  'scar_prefill_1th': [({}, {'guidance': 3.0}, '')],
-}
-FLAT = [(name, *run) for name, runs in RUNS.items() for run in runs]
-
-
-@pytest.mark.parametrize(('name', 'changes', 'settings', 'suffix'), FLAT)
-def test_greedy_tokens_match_the_reference(
-  golden, name, changes, settings, suffix
-):
-  tensors, arrays = golden(name)
-  cfg = golden_config(name, **changes)
-  params = golden_params(name, cfg, tensors)
-  cond = golden_conditions(name, arrays)
-  if name == 'gpt_edit' and not suffix:
-    kept = jnp.asarray(arrays['gen_input_mode'] > 0)
-    cond = cond.replace(null_prefix=~kept)  # in the null branch as well
-  sampler = Sampler(Scar(cfg), SamplerConfig(**GREEDY, **settings))
-  batch = len(arrays[f'gen_tokens{suffix}'])
-  out = sampler.run({'params': params}, cond, np.arange(batch), trace=True)
-  np.testing.assert_array_equal(out.tokens, arrays[f'gen_tokens{suffix}'])
-  expected = arrays[f'gen_logits{suffix}']
-  np.testing.assert_allclose(out.guided, expected, rtol=2e-4, atol=5e-4)
-  if not suffix:
-    raw = np.concatenate(out.raw)
-    np.testing.assert_allclose(raw, arrays['gen_raw_logits'], **CLOSE)
-
-
-def test_guidance_on_image_and_text(golden):
-  tensors, arrays = golden('gpt_edit')
-  cfg = golden_config('gpt_edit')
-  params = golden_params('gpt_edit', cfg, tensors)
-  cond = golden_conditions('gpt_edit', arrays)
-  image, text = (float(s) for s in arrays['guid_scales_image_text'])
-  settings = SamplerConfig(
-    **GREEDY,
-    guidance_mode='image_text',
-    guidance=text,
-    guidance_image=image,
-  )
-  sampler = Sampler(Scar(cfg), settings)
-  variables = {'params': params}
-  out = sampler.run(variables, cond, np.arange(2), trace=True)
-  np.testing.assert_allclose(out.guided[:, 0], arrays['guid_dual'], **CLOSE)
-  branches = ('guid_image_text', 'guid_image_null', 'guid_null_null')
-  for i, name in enumerate(branches):
-    np.testing.assert_allclose(out.raw[i][:, 0], arrays[name], **CLOSE)
-  # With an image scale of 1 only the text guides.
-  only = sampler.run(variables, cond, [0, 1], guidance_image=1.0, trace=True)
-  np.testing.assert_allclose(
-    only.guided[:, 0], arrays['guid_text_only'], rtol=1e-4, atol=5e-4
-  )
-  assert sampler.compilations == 1  # a scale is no new program
 
 
 @pytest.fixture(scope='module')

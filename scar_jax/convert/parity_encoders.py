@@ -6,6 +6,7 @@ beside the reference's. Used by `selftest.py`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,10 @@ def outputs(fixture: Fixture) -> Iterator[Check]:
     yield from _dinov2(fixture)
 
 
+def _image(fixture: Fixture) -> np.ndarray:
+  return fixture.arrays['image'].astype(np.float32).transpose(0, 2, 3, 1)
+
+
 def _network(fixture: Fixture, heads: str, **changes: Any) -> Any:
   """A jitted `(image, layers) -> ViTOutput`, the model and its variables."""
   found = dinov2.detect(
@@ -40,7 +45,7 @@ def _network(fixture: Fixture, heads: str, **changes: Any) -> Any:
   model = DINOv2(cfg)
   variables = {'params': dinov2.convert(cfg, fixture.tensors)}
   apply = jax.jit(model.apply, static_argnames=('layers',))
-  image = fixture.arrays['image'].astype(np.float32).transpose(0, 2, 3, 1)
+  image = _image(fixture)
 
   def run(size: tuple[int, int], layers: tuple[int, ...] = ()) -> Any:
     h, w = size
@@ -83,8 +88,12 @@ def _dinov2(fixture: Fixture) -> Iterator[Check]:
 def _dinov2_hf(fixture: Fixture) -> Iterator[Check]:
   a = fixture.arrays
   # The port fits positions by size, without the offset of the original.
-  run, model, _ = _network(fixture, 'num_attention_heads', pos_interp='size')
-  layers = tuple(range(model.cfg.depth))
+  run, model, variables = _network(
+    fixture, 'num_attention_heads', pos_interp='size'
+  )
+  embed = functools.partial(model.apply, variables, method='embed')
+  # Layers come in the order in which they are asked for.
+  layers = tuple(reversed(range(model.cfg.depth)))
   for size, pixels in _PIXELS.items():
     if f'{size}_last_hidden_state' not in a:
       continue
@@ -92,10 +101,12 @@ def _dinov2_hf(fixture: Fixture) -> Iterator[Check]:
     last = jnp.concatenate([out.cls[:, None], out.patches], axis=1)
     name = f'{size}_last_hidden_state'
     yield Check(name, last, a[name])
-    for i in layers:
+    for i, layer in zip(layers, out.layers, strict=True):
       name = f'{size}_hidden{i + 1}'
-      if name in a:
-        yield Check(name, out.layers[i], a[name])
+      yield Check(name, layer, a[name])
+    h, w = pixels
+    entering = embed(_image(fixture)[:, :h, :w])
+    yield Check(f'{size}_hidden0', entering, a[f'{size}_hidden0'])
 
 
 def _t5(fixture: Fixture) -> Iterator[Check]:

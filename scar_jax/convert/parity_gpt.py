@@ -21,7 +21,8 @@ from scar_jax.convert.common import disassemble
 from scar_jax.convert.parity_vq import nhwc
 from scar_jax.convert.selftest import Check, Fixture, gradient
 from scar_jax.filters import SamplerConfig
-from scar_jax.models.encoders.semantic import SemanticEncoder
+from scar_jax.models import prefill
+from scar_jax.models.encoders import semantic
 from scar_jax.models.scar import Conditions, Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.sampling import Sampler
@@ -67,7 +68,7 @@ def outputs(fixture: Fixture) -> Iterator[Check]:
     'gpt_t2i': _captions,
     'gpt_edit': _joint,
   }.get(fixture.name, _prefill)(fixture, cfg, params)
-  if fixture.grads:
+  if fixture.name != 'gpt_edit':  # whose loss has a term that ours lacks
     yield from _gradients(fixture, cfg, params)
   for changes, settings, suffix in _RUNS[fixture.name]:
     yield from _greedy(fixture, _text(cfg, **changes), params, settings, suffix)
@@ -97,7 +98,8 @@ def _text(cfg: ScarConfig, **changes: Any) -> ScarConfig:
 
 @functools.lru_cache(maxsize=8)
 def _apply(cfg: ScarConfig) -> Any:
-  return jax.jit(Scar(cfg).apply)
+  apply = functools.partial(Scar(cfg).apply, mutable=['intermediates'])
+  return jax.jit(apply)
 
 
 def _ids(fixture: Fixture) -> np.ndarray:
@@ -132,6 +134,13 @@ def _edits(text: np.ndarray, source: np.ndarray | None = None) -> Any:
 def _run(
   fixture: Fixture, cfg: ScarConfig, params: PyTree, cond: Any = None
 ) -> Any:
+  return _traced(fixture, cfg, params, cond)[0]
+
+
+def _traced(
+  fixture: Fixture, cfg: ScarConfig, params: PyTree, cond: Any = None
+) -> Any:
+  """The model's output, and what its layers gave."""
   target = None
   if 'feat_target' in fixture.arrays:
     target = nhwc(fixture.arrays['feat_target'])
@@ -148,7 +157,7 @@ def _forced(
   fixture: Fixture, cfg: ScarConfig, params: PyTree
 ) -> Iterator[Check]:
   a, scar = fixture.arrays, _KINDS[fixture.name] == 'scar'
-  out = _run(fixture, cfg, params)
+  out, state = _traced(fixture, cfg, params)
   atol = _LOGITS if scar else 1e-4
   yield Check('logits', out.logits, a['logits'], atol=atol)
   yield _loss('loss', out, a['loss_ce' if scar else 'loss'])
@@ -158,14 +167,22 @@ def _forced(
   for name in ('hidden', 'hidden_normed'):
     if name in a:
       yield Check(name, out.hidden, a[name])
+  blocks = state['intermediates']['decoder']['layers']['block'][0]
+  for i, block in enumerate(blocks):
+    if f'hidden_layer{i}' in a:
+      yield Check(f'hidden_layer{i}', block, a[f'hidden_layer{i}'])
 
 
 def _null_class(
   fixture: Fixture, cfg: ScarConfig, params: PyTree
 ) -> Iterator[Check]:
+  a = fixture.arrays
   cond = _conditions(fixture).replace(null_text=jnp.ones(2, bool))
   out = _run(fixture, cfg, params, cond)
-  yield Check('logits_null', out.logits, fixture.arrays['logits_null'])
+  yield Check('logits_null', out.logits, a['logits_null'])
+  by_id = _given(label=jnp.asarray(a['labels_null']))
+  out = _run(fixture, cfg, params, by_id)
+  yield Check('logits_null by its id', out.logits, a['logits_null'])
 
 
 def _captions(
@@ -187,7 +204,7 @@ def _joint(
   a = fixture.arrays
   cond = _edits(a['joint_text'], a['joint_source_ids'])
   draws = jnp.asarray(a['joint_draws'])
-  out = _apply(cfg)(
+  out, _ = _apply(cfg)(
     {'params': params}, a['joint_target_ids'], cond, draws=draws
   )
   yield Check('joint_logits', out.logits, a['joint_logits'])
@@ -205,8 +222,16 @@ def _prefill(
   yield Check('align_target', out.align_target, a['align_target'])
   yield Check('hidden of the prefix', out.hidden_prefix, hidden)
   bound = Scar(cfg).bind({'params': params})
+  resized = prefill.shrink(cond.features, 2)
   compressed = bound.prefix.compress(cond.features)
+  yield Check('feat_resized', resized, nhwc(a['feat_resized']))
+  yield Check('feat_conv', compressed - resized, nhwc(a['feat_conv']))
   yield Check('feat_compressed', compressed, nhwc(a['feat_compressed']))
+  target = bound.prefix.compress(jnp.asarray(nhwc(a['feat_target'])))
+  name = 'feat_target_compressed'
+  yield Check(name, target, nhwc(a[name]))
+  shuffled = prefill.pixel_shuffle(jnp.asarray(nhwc(a['up_conv1'])), 2)
+  yield Check('up_shuffled', shuffled, nhwc(a['up_shuffled']), exact=True)
   yield Check('prefix', bound.prefix.project(compressed), a['prefix'])
   pres = objectives.preservation(out.restored, cond.features)
   align, _ = objectives.alignment(out.hidden_prefix, out.align_target)
@@ -224,9 +249,11 @@ def _encoder(fixture: Fixture) -> Iterator[Check]:
   heads = fixture.meta['dino']['num_heads']
   found = dinov2.detect(fixture.tensors, heads=heads, image_size=size)
   params = {'network': dinov2.convert(found, fixture.tensors)}
+  seen = semantic.prepare(found, jnp.asarray(nhwc(a['source_image'])))
+  yield Check('dino_in_source', seen, nhwc(a['dino_in_source']), 0.0, 1e-5)
   for features, name in (('last4', 'dino_mid4'), ('last', 'dino_last')):
     cfg = dataclasses.replace(found, features=features)
-    apply = jax.jit(SemanticEncoder(cfg).apply)
+    apply = jax.jit(semantic.SemanticEncoder(cfg).apply)
     for side in ('source', 'target'):
       out = apply({'params': params}, nhwc(a[f'{side}_image']))
       want = a[f'{name}_{side}']
@@ -255,6 +282,8 @@ def _gradients(
   ours = disassemble(table, grads)
   for name, want in fixture.grads.items():
     yield gradient(name, ours[name], want)
+  for name, norm in fixture.meta.get('grad_l2', {}).items():
+    yield gradient(f'{name} norm', np.linalg.norm(ours[name]), np.asarray(norm))
 
 
 def _greedy(

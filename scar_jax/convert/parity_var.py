@@ -5,6 +5,7 @@ it. Out: latents, ids, images, logits, greedy sampling, losses and gradients,
 beside the reference's. Used by `selftest.py`.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,29 +50,43 @@ def _tokenizer(fixture: Fixture) -> Iterator[Check]:
   a = fixture.arrays
   cfg, params = _load_tokenizer(fixture)
   model, variables = MSVQModel(cfg), {'params': params}
-  images = nhwc(a['image'])
   scales = range(len(cfg.patch_nums))
 
-  def method(name: Any) -> Any:
-    return jax.jit(lambda *args: model.apply(variables, *args, method=name))
+  def method(name: Any, variables: Any, x: Any) -> Any:
+    return model.apply(variables, x, method=name)
 
-  out = jax.jit(model.apply)(variables, images)
+  # One program, in which the passes share their work.
+  @jax.jit
+  def run(variables: Any, images: Any, ids: Any) -> Any:
+    return (
+      model.apply(variables, images),
+      method(lambda m, x: m.encoder(x), variables, images),
+      method('encode', variables, images),
+      method('decode_tokens', variables, ids),
+      method('tokens_to_inputs', variables, ids),
+      method('split', variables, ids),
+    )
+
+  out, encoded, (ids, raw), decoded, inputs, split = run(
+    variables, nhwc(a['image']), a['idx_all']
+  )
   yield Check('idx_all', out.ids, a['idx_all'], exact=True)
+  yield Check('idx_all of encode', ids, a['idx_all'], exact=True)
   yield Check('latent', out.raw, nhwc(a['latent']))
-  encoded = method(lambda m, x: m.encoder(x))(images)
+  yield Check('latent of encode', raw, nhwc(a['latent']))
   yield Check('enc_out', encoded, nhwc(a['enc_out']))
   for k in scales:
     yield Check(f'f_hat_{k}', out.partial[k], nhwc(a[f'f_hat_{k}']))
-  decode = method('decode')
+    yield Check(f'idx_{k}', split[k], a[f'idx_{k}'], exact=True)
+  decode = jax.jit(functools.partial(method, 'decode'))
   for k in scales[:-1]:
-    image = np.clip(decode(out.partial[k]), -1, 1)
+    image = np.clip(decode(variables, out.partial[k]), -1, 1)
     name = f'image_rec_scale_{k}'
     yield Check(name, image, nhwc(a[name]), 0.0, _DECODED)
   plain = nhwc(a['image_rec_unclamped'])
   yield Check('image_rec_unclamped', out.images, plain, 0.0, _DECODED)
-  image = np.clip(method('decode_tokens')(a['idx_all']), -1, 1)
+  image = np.clip(decoded, -1, 1)
   yield Check('image_rec', image, nhwc(a['image_rec']), 0.0, _DECODED)
-  inputs = method('tokens_to_inputs')(a['idx_all'])
   yield Check('var_input', inputs, a['var_input'])
   latent, add = None, accumulator(cfg, params)
   for k in scales:
@@ -145,8 +160,7 @@ def _transformer(fixture: Fixture) -> Iterator[Check]:
       yield gradient(name, grad, fixture.grads[name])
     norm = np.asarray(meta['grad_l2'][name])
     yield gradient(f'{name} norm', np.linalg.norm(grad), norm)
-  for strength, suffix in ((1.5, ''), (4.0, '_cfg4')):
-    yield from _sampling(model, params, tokenizer, cond, a, strength, suffix)
+  yield from _sampling(model, params, tokenizer, cond, a)
 
 
 def _sampling(
@@ -155,32 +169,32 @@ def _sampling(
   tokenizer: tuple[MSVQConfig, PyTree],
   cond: Conditions,
   a: Any,
-  strength: float,
-  suffix: str,
 ) -> Iterator[Check]:
   """Greedy images through the cache; VAR's cfg t is a scale of 1 + t."""
   decoder: Any = MSVQModel(tokenizer[0])
 
-  def sample(params: PyTree) -> Any:
+  @jax.jit
+  def sample(params: PyTree, frozen: PyTree, strength: Any) -> Any:
     out = generate(
       model,
       {'params': params},
       cond,
       jnp.arange(len(a['labels']), dtype=jnp.uint32),
-      jnp.array([1 + strength, 1.0]),
+      jnp.stack([1 + strength, 1.0]),
       SamplerConfig(temperature=0.0, ramp='sets'),
       trace=True,
-      accumulate=accumulator(*tokenizer),
+      accumulate=accumulator(tokenizer[0], frozen),
     )
     image = decoder.apply(
-      {'params': tokenizer[1]}, out.tokens, method='decode_tokens'
+      {'params': frozen}, out.tokens, method='decode_tokens'
     )
     return out.tokens, out.guided, (jnp.clip(image, -1, 1) + 1) / 2
 
-  tokens, guided, image = jax.jit(sample)(params)
-  name = f'gen_ids{suffix}'
-  yield Check(name, tokens, a[name], exact=True)
-  name = f'gen_logits{suffix}'
-  yield Check(name, guided, a[name], atol=_GUIDED)
-  name = f'gen_image{suffix}'
-  yield Check(name, image, nhwc(a[name]), 0.0, _DECODED)
+  for strength, suffix in ((1.5, ''), (4.0, '_cfg4')):
+    tokens, guided, image = sample(params, tokenizer[1], strength)
+    name = f'gen_ids{suffix}'
+    yield Check(name, tokens, a[name], exact=True)
+    name = f'gen_logits{suffix}'
+    yield Check(name, guided, a[name], atol=_GUIDED)
+    name = f'gen_image{suffix}'
+    yield Check(name, image, nhwc(a[name]), 0.0, _DECODED)

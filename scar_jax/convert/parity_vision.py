@@ -100,8 +100,10 @@ def _sam(fixture: Fixture) -> Iterator[tuple[str, Any]]:
   cfg = sam.detect_network(fixture.tensors)
   model, params = SAM(cfg), sam.convert(cfg, fixture.tensors)
   images = _images(fixture)
-  out = _apply(model, params, images, layers=tuple(range(cfg.depth)))
+  # Layers come in the order in which they are asked for.
+  layers = tuple(reversed(range(cfg.depth)))
+  out = _apply(model, params, images, layers=layers)
   yield 'hidden_0', _apply(model, params, images, method='embed')
-  for i, layer in enumerate(out.layers):
+  for i, layer in zip(layers, out.layers, strict=True):
     yield f'hidden_{i + 1}', layer
   yield 'last_hidden_state', jnp.transpose(out.neck, (0, 3, 1, 2))

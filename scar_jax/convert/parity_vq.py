@@ -31,21 +31,31 @@ def outputs(fixture: Fixture) -> Iterator[Check]:
   model: Any = VQModel(cfg)
   variables = {'params': convert(cfg, fixture.tensors)}
   images = nhwc(a['image'])
-  out = jax.jit(model.apply)(variables, images)
+
+  # One program, in which the passes share their work.
+  @jax.jit
+  def run(variables: Any, images: Any, ids: Any) -> Any:
+    def method(name: Any, x: Any) -> Any:
+      return model.apply(variables, x, method=name)
+
+    return (
+      model.apply(variables, images),
+      method(lambda m, x: m.encoder(x), images),
+      method('encode', images),
+      method('decode_tokens', ids),
+    )
+
+  out, encoded, (ids, latent), decoded = run(variables, images, a['indices'])
   yield Check('indices', out.ids, a['indices'], exact=True)
   yield Check('latent', out.raw, nhwc(a['latent']))
   yield Check('quant_entry', out.codes, nhwc(a['quant_entry']))
   yield Check('quant', out.codes, nhwc(a['quant']))
   yield Check('decoded', out.images, nhwc(a['decoded']), 0.0, _DECODED)
-
-  def method(name: Any) -> Any:
-    return jax.jit(lambda v, x: model.apply(v, x, method=name))
-
-  encoded = method(lambda m, x: m.encoder(x))(variables, images)
   yield Check('enc_out', encoded, nhwc(a['enc_out']))
-  ids, _ = method('encode')(variables, images)
   yield Check('indices of encode', ids, a['indices'], exact=True)
-  decoded = method('decode_tokens')(variables, a['indices'])
+  unit = nhwc(a['latent'])
+  unit = unit / np.linalg.norm(unit, axis=-1, keepdims=True)
+  yield Check('latent of encode', latent, unit)
   want = nhwc(a['decoded_from_code'])
   yield Check('decoded_from_code', decoded, want, 0.0, _DECODED)
   table = model.apply(variables, method='table')

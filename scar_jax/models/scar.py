@@ -272,13 +272,18 @@ class Scar(nn.Module):
 
     The model then cannot lean on the tokens before alone: every token asks the
     prefix and the text again, and its own mistakes in sampling are nothing new
-    (the idea of the self-correction in FoundationVision/Infinity).
+    (the idea of the self-correction in FoundationVision/Infinity). In some
+    samples no input is left: a few clean ones already tell what the text says.
     """
     cfg = self.cfg
-    if not cfg.token_noise:
+    if not (cfg.token_noise or cfg.context_dropout):
       return tokens
-    share, hit, code = jax.random.split(self.make_rng('dropout'), 3)
-    share = cfg.token_noise * jax.random.uniform(share, (len(tokens), 1))
+    share, lost, hit, code = jax.random.split(self.make_rng('dropout'), 4)
+    rows = (len(tokens), 1)
+    share = cfg.token_noise * jax.random.uniform(share, rows)
+    share = jnp.where(
+      jax.random.uniform(lost, rows) < cfg.context_dropout, 1.0, share
+    )
     hit = jax.random.uniform(hit, tokens.shape) < share
     codes = jax.random.randint(code, tokens.shape, 0, cfg.decoder.vocab)
     return jnp.where(hit, codes, tokens)

@@ -51,6 +51,8 @@ class ScarConfig:
     token_dropout_scope: 'text' or 'all'; never the prefix.
     token_noise: largest share of target inputs replaced by random codes, drawn
       per sample, in training.
+    context_dropout: share of samples in training all of whose target inputs
+      are random codes.
     align_hidden: 'post_norm', or 'pre_norm' with a non-affine LayerNorm on
       both sides of the alignment.
   """
@@ -72,6 +74,7 @@ class ScarConfig:
   token_dropout: float = 0.1
   token_dropout_scope: str = 'text'
   token_noise: float = 0.0
+  context_dropout: float = 0.0
   align_hidden: str = 'post_norm'
 
   def __post_init__(self):

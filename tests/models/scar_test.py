@@ -1,113 +1,24 @@
 import dataclasses
 import functools
-import json
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scar_cases import (
-  CLOSE,
-  golden_conditions,
-  golden_config,
-  golden_params,
-  nhwc,
-  noisy,
-  tiny_config,
-  to_torch,
-)
+from scar_cases import noisy, tiny_config
 
 from scar_jax import objectives
-from scar_jax.convert import editar, scar_official
 from scar_jax.models.condition import TextCondition, drop_conditions
 from scar_jax.models.encoders.t5 import t5_config
 from scar_jax.models.prefill import PrefixConfig
-from scar_jax.models.scar import Conditions, Scar, empty_conditions
-
-ALL = ('gpt_c2i', 'gpt_t2i', 'gpt_edit', 'scar_prefill', 'scar_prefill_1th')
+from scar_jax.models.scar import Scar, empty_conditions
 
 
 @functools.cache
 def _run(cfg):
   """The compiled forward pass; op by op would compile far more."""
   return jax.jit(Scar(cfg).apply, static_argnames=('deterministic',))
-
-
-def _forward(golden, name, **changes):
-  tensors, arrays = golden(name)
-  cfg = golden_config(name, **changes)
-  params = golden_params(name, cfg, tensors)
-  ids = arrays['target_ids' if name == 'gpt_edit' else 'ids']
-  target = None
-  if name.startswith('scar'):
-    target = nhwc(arrays['feat_target'])
-  model = Scar(cfg)
-  cond = golden_conditions(name, arrays)
-  out = _run(cfg)({'params': params}, ids, cond, target)
-  return out, arrays, (model, params, cond)
-
-
-@pytest.mark.parametrize('name', ALL)
-def test_logits_and_loss_match_the_reference(golden, name):
-  out, arrays, _ = _forward(golden, name, mask_pad=name == 'gpt_t2i')
-  np.testing.assert_allclose(out.logits, arrays['logits'], **CLOSE)
-  loss, _ = objectives.cross_entropy(out.logits, out.targets)
-  expected = arrays['loss_ce' if name.startswith('scar') else 'loss']
-  np.testing.assert_allclose(loss, expected, rtol=1e-5)
-  if 'valid' in arrays:
-    valid = jnp.asarray(arrays['valid'] > 0)
-    loss, _ = objectives.cross_entropy(out.logits, out.targets, valid)
-    np.testing.assert_allclose(loss, arrays['loss_valid'], rtol=1e-5)
-  if 'hidden' in arrays:
-    np.testing.assert_allclose(out.hidden, arrays['hidden'], **CLOSE)
-
-
-def test_caption_model_without_mask(golden):
-  out, arrays, _ = _forward(golden, 'gpt_t2i')
-  np.testing.assert_allclose(out.logits, arrays['logits_nomask'], **CLOSE)
-
-
-def test_null_class(golden):
-  _, arrays, (model, params, cond) = _forward(golden, 'gpt_c2i')
-  null = cond.replace(null_text=jnp.ones(2, bool))
-  by_flag = _run(model.cfg)({'params': params}, arrays['ids'], null)
-  np.testing.assert_allclose(by_flag.logits, arrays['logits_null'], **CLOSE)
-  cond = Conditions(label=jnp.asarray(arrays['labels_null']))
-  by_id = _run(model.cfg)({'params': params}, arrays['ids'], cond)
-  np.testing.assert_array_equal(by_id.logits, by_flag.logits)
-
-
-def test_null_caption_replaces_the_features_before_the_mlp(golden):
-  _, arrays, (model, params, cond) = _forward(golden, 'gpt_t2i')
-  null = jnp.asarray(arrays['force_drop_ids'] > 0)
-  bound = model.bind({'params': params})
-  x, _ = bound.text.text(cond.text, cond.text_mask, null)
-  np.testing.assert_allclose(x, arrays['caption_embed_drop'], **CLOSE)
-  # An all-False mask says the same.
-  mask = cond.text_mask & ~null[:, None]
-  same, seen = bound.text.text(cond.text, mask, jnp.zeros(3, bool))
-  np.testing.assert_array_equal(same, x)
-  assert seen.all()
-
-
-def test_joint_dropout_of_given_draws(golden):
-  _, arrays, (model, params, _) = _forward(golden, 'gpt_edit')
-  text = jnp.asarray(arrays['joint_text'])
-  cond = Conditions(
-    source_tokens=jnp.asarray(arrays['joint_source_ids']).reshape(4, 4, 4),
-    text=text,
-    text_mask=jnp.ones(text.shape[:2], bool),
-  )
-  out = _run(model.cfg)(
-    {'params': params},
-    arrays['joint_target_ids'],
-    cond,
-    draws=jnp.asarray(arrays['joint_draws']),
-  )
-  np.testing.assert_allclose(out.logits, arrays['joint_logits'], **CLOSE)
-  loss, _ = objectives.cross_entropy(out.logits, out.targets)
-  np.testing.assert_allclose(loss, arrays['joint_loss'], rtol=1e-5)
 
 
 def test_drop_schemes():
@@ -120,64 +31,15 @@ def test_drop_schemes():
   assert not prefix.any()
 
 
-@pytest.mark.parametrize('name', ['scar_prefill', 'scar_prefill_1th'])
-def test_prefill_losses(golden, name):
-  out, arrays, (_, _, cond) = _forward(golden, name)
-  np.testing.assert_allclose(out.restored, nhwc(arrays['up_out']), **CLOSE)
-  np.testing.assert_allclose(out.align_target, arrays['align_target'], **CLOSE)
-  np.testing.assert_array_equal(out.hidden_prefix, out.hidden[:, :16])
-  pres = objectives.preservation(out.restored, cond.features)
-  align, _ = objectives.alignment(out.hidden_prefix, out.align_target)
-  np.testing.assert_allclose(pres, arrays['loss_pres'], rtol=1e-5)
-  np.testing.assert_allclose(align, arrays['loss_align'], rtol=1e-5)
-  total = 0.1 * pres + 0.2 * align
-  np.testing.assert_allclose(total, arrays['loss_aux_weighted'], rtol=1e-5)
-
-
-def _gradients(golden, name):
-  tensors, arrays = golden(name)
-  cfg = golden_config(name, mask_pad=name == 'gpt_t2i')
-  params = golden_params(name, cfg, tensors)
-  cond, model = golden_conditions(name, arrays), Scar(cfg)
-  ids = arrays['target_ids' if name == 'gpt_edit' else 'ids']
-
-  def loss_fn(params):
-    target = nhwc(arrays['feat_target']) if 'feat_target' in arrays else None
-    out = _run(model.cfg)({'params': params}, ids, cond, target)
-    loss, _ = objectives.cross_entropy(out.logits, out.targets)
-    if target is not None:
-      loss += 0.1 * objectives.preservation(out.restored, cond.features)
-      loss += 0.2 * objectives.alignment(out.hidden_prefix, out.align_target)[0]
-    return loss
-
-  grads = jax.jit(jax.grad(loss_fn))(params)
-  module = scar_official if name.startswith('scar') else editar
-  return to_torch(module.table(cfg), grads, tensors)
-
-
-@pytest.mark.parametrize('name', ['gpt_c2i', 'scar_prefill'])
-def test_every_gradient_matches(golden, name):
-  grads = _gradients(golden, name)
-  expected, _ = golden(name, f'{name}_grads')
-  assert len(expected) == {'gpt_c2i': 18, 'scar_prefill': 26}[name]
-  for key, value in expected.items():
-    scale = np.abs(value).max()
-    np.testing.assert_allclose(
-      grads[key], value, rtol=1e-3, atol=1e-4 * scale, err_msg=key
-    )
-  constant = set(grads) - set(expected)
-  assert constant <= {'cls_embedding.uncond_embedding'}
-  assert all(not grads[key].any() for key in constant)
-
-
-@pytest.mark.parametrize('name', ['gpt_t2i', 'scar_prefill_1th'])
-def test_gradient_norms_match(golden, golden_path, name):
-  grads = _gradients(golden, name)
-  norms = json.loads(golden_path(f'{name}.json').read_text())['grad_l2']
-  for key, value in norms.items():
-    np.testing.assert_allclose(
-      np.linalg.norm(grads[key]), value, rtol=1e-3, err_msg=key
-    )
+def test_a_row_without_text_is_the_null_condition():
+  text = TextCondition(kind='t5', length=3, width=5, mask_pad=True)
+  cfg, params, _, cond = _tiny(tiny_config(text=text))
+  bound = Scar(cfg).bind({'params': params})
+  null, mask = jnp.array([False, True]), jnp.ones((2, 3), bool)
+  by_flag, _ = bound.text.text(cond.text, mask, null)
+  by_mask, seen = bound.text.text(cond.text, mask & ~null[:, None], ~mask[:, 0])
+  np.testing.assert_array_equal(by_mask, by_flag)
+  assert seen.all()
 
 
 @pytest.fixture(scope='module')
@@ -329,9 +191,10 @@ def test_text_kinds_run(kind):
     null = cond.replace(null_text=jnp.array([False, True]))
     same = _run(cfg)({'params': params}, tokens, null)
     np.testing.assert_array_equal(out.logits, same.logits)
-    grads = jax.grad(
+    total = jax.grad(
       lambda p: jnp.sum(_run(cfg)({'params': p}, tokens, cond).logits)
-    )(params)
+    )
+    grads = jax.jit(total)(params)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -365,9 +228,10 @@ def test_null_constants_have_no_gradient():
   cond = cond.replace(
     null_text=jnp.ones(2, bool), null_prefix=jnp.ones(2, bool)
   )
-  grads = jax.grad(
+  total = jax.grad(
     lambda p: jnp.sum(_run(cfg)({'params': p}, tokens, cond).logits ** 2)
-  )(params)
+  )
+  grads = jax.jit(total)(params)
   assert not np.any(grads['text']['null_text'])
   assert np.any(grads['null_prefix'])  # learned: ours
 

@@ -38,7 +38,7 @@ def _run(tiny, noise, deterministic=False, seed=0):
 
 
 def test_targets_stay_and_the_first_logits_have_seen_no_token(tiny):
-  clean, noised = _run(tiny, 0.0, seed=1), _run(tiny, 1.0, seed=1)
+  clean, noised = _run(tiny, 0.0, seed=2), _run(tiny, 1.0, seed=2)
   np.testing.assert_array_equal(noised.targets, clean.targets)
   np.testing.assert_allclose(noised.logits[:, 0], clean.logits[:, 0], 1e-5)
   assert np.abs(noised.logits[:, -1] - clean.logits[:, -1]).max() > 1e-2
@@ -67,3 +67,20 @@ def test_each_sample_has_a_share_of_its_own_up_to_the_most(tiny, most):
   assert share.mean() == pytest.approx(most / 2, rel=0.05)
   assert share.std() == pytest.approx(most / 12**0.5, rel=0.1)
   assert set(np.unique(noised)) == set(range(97))
+
+
+@pytest.mark.parametrize('noise', [0.0, 0.5])
+def test_some_samples_lose_all_inputs(tiny, noise):
+  cfg, params, *_ = tiny
+  cfg = dataclasses.replace(cfg, token_noise=noise, context_dropout=0.25)
+  tokens = jnp.tile(jnp.arange(970) % 97, (2000, 1))
+  noised = Scar(cfg).apply(
+    {'params': params},
+    tokens,
+    method='_noisy',
+    rngs={'dropout': jax.random.key(1)},
+  )
+  share = np.mean(np.asarray(noised != tokens), axis=1)
+  lost = share > 0.9
+  assert lost.mean() == pytest.approx(0.25, abs=0.03)
+  assert share[~lost].max() <= noise + 0.1

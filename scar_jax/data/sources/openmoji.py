@@ -136,9 +136,12 @@ class Openmoji:
         found[kind] = tuple((p, p) for p in singles)
     # Evaluation takes one kind of edit, unless its kinds are spelt out.
     if cfg.split != 'train':
+      limits = dict.fromkeys(found, cfg.limit)
       if cfg.kind in ('edit', 'both'):
         found = {k: v for k, v in found.items() if k in ('tone', 'control')}
-      found = {k: v[: cfg.limit or None] for k, v in found.items()}
+        # Only tones are scored; of colouring, a grid shows some.
+        limits['control'] = -(-cfg.limit // 4)
+      found = {k: v[: limits[k] or None] for k, v in found.items()}
     self.items = [(k, *pair) for k, some in found.items() for pair in some]
     if not self.items:
       raise ValueError(

@@ -33,8 +33,15 @@ class T5Config:
   max_distance: int = 128  # tokens; farther ones share the last bucket
   norm_eps: float = 1e-6
   dtype: str = 'float32'  # 'bfloat16' is safe; float16 overflows
+  ngrams: tuple[int, ...] = ()  # lengths that also have embeddings, hashed
+  ngram_rows: int = 4096  # of the table of each length
 
   def __post_init__(self):
+    if any(n < 2 for n in self.ngrams) or self.ngram_rows < 1:
+      raise ValueError(
+        f'T5 ngrams={self.ngrams} with ngram_rows={self.ngram_rows}; accepted: '
+        'lengths of 2 or more, 1 row or more'
+      )
     if self.buckets % 4 or self.buckets < 4:
       raise ValueError(
         f'T5 buckets={self.buckets}; accepted: a multiple of 4 (half for each '
@@ -81,6 +88,20 @@ def relative_buckets(
   return (np.where(n > 0, half, 0) + np.where(m < exact, m, far)).astype(
     np.int32
   )
+
+
+def hash_ngrams(ids: Int[Array, 'B T'], n: int, rows: int) -> Int[Array, 'B T']:
+  """A row for the n ids that end at each position.
+
+  A polynomial modulo 2**32, whose upper half says more than its lower one.
+  Before the start there are zeros.
+  """
+  total = jnp.zeros(ids.shape, jnp.uint32)
+  for back in reversed(range(n)):
+    shifted = jnp.pad(ids, ((0, 0), (back, 0)))[:, : ids.shape[1]]
+    total = total * jnp.uint32(0x01000193) + shifted.astype(jnp.uint32) + 1
+  mixed = total * jnp.uint32(0x9E3779B1)
+  return ((mixed >> 16) % jnp.uint32(rows)).astype(jnp.int32)
 
 
 class _Block(nn.Module):
@@ -133,7 +154,12 @@ class _Block(nn.Module):
 
 
 class T5Encoder(nn.Module):
-  """Bidirectional encoder with relative positions."""
+  """Bidirectional encoder with relative positions.
+
+  With `ngrams`, an id is embedded together with the ones before it, so that a
+  small encoder over bytes need not learn first what a word is (the idea of the
+  hash embeddings in facebookresearch/blt).
+  """
 
   cfg: T5Config
 
@@ -144,6 +170,14 @@ class T5Encoder(nn.Module):
       annotated(nn.initializers.normal(1.0), 'vocab', 'embed'),
       (cfg.vocab, cfg.width),
     )
+    self.ngram_tables = [
+      self.param(
+        f'ngrams_{n}',
+        annotated(nn.initializers.normal(1.0), 'vocab', 'embed'),
+        (cfg.ngram_rows, cfg.width),
+      )
+      for n in cfg.ngrams
+    ]
     self.relative = self.param(
       'relative',
       annotated(nn.initializers.normal(cfg.width**-0.5), None, 'heads'),
@@ -170,7 +204,11 @@ class T5Encoder(nn.Module):
     self, ids: Int[Array, 'B T'], mask: Bool[Array, 'B T'] | None = None
   ) -> tuple[Float[Array, 'B T D'], Float[Array, 'N B T D']]:
     """Output before the final norm, and the input of each layer."""
-    x = jnp.asarray(self.embed)[ids].astype(self.cfg.dtype)
+    cfg = self.cfg
+    x = jnp.asarray(self.embed)[ids]
+    for n, table in zip(cfg.ngrams, self.ngram_tables, strict=True):
+      x = x + jnp.asarray(table)[hash_ngrams(ids, n, cfg.ngram_rows)]
+    x = x.astype(cfg.dtype)
     if mask is not None:
       mask = jnp.broadcast_to(mask[:, None], (*ids.shape, ids.shape[1]))
     return self.layers(x, self.position_bias(ids.shape[1]), mask)

@@ -7,7 +7,7 @@ a dict of arrays in the train state's `extra`:
   step   int32 []      optimiser steps done
   count  float32 [V]   decayed number of uses
   idle   int32 [V]     batches since the last use
-  pool   float32 [Q, C] latents of the last batch, drawn at random
+  pool   float32 [Q, C] distinct latents of the last batches, newest first
 """
 
 import jax
@@ -16,7 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.models.tokenizers.vq import normalize
 
-_POOL_PER_CODE = 2
+# Batches whose latents the pool holds; each leaves as many as there are codes.
+_POOL_BATCHES = 16
+_CHUNK = 4096  # latents compared with all codes at a time
 Usage = dict[str, jax.Array]
 
 
@@ -26,7 +28,7 @@ def init_usage(codes: int, code_dim: int) -> Usage:
     'step': jnp.zeros((), jnp.int32),
     'count': jnp.zeros(codes, jnp.float32),
     'idle': jnp.zeros(codes, jnp.int32),
-    'pool': jnp.zeros((_POOL_PER_CODE * codes, code_dim), jnp.float32),
+    'pool': jnp.zeros((_POOL_BATCHES * codes, code_dim), jnp.float32),
   }
 
 
@@ -38,7 +40,7 @@ def update_usage(
   rng: Array,
   window: int,
 ) -> Usage:
-  """Counts one batch and draws its pool of latents.
+  """Counts one batch and puts some of its latents into the pool.
 
   Args:
     usage: state before.
@@ -54,17 +56,37 @@ def update_usage(
     mask = mask * valid.reshape(-1, 1, 1).astype(jnp.float32)
   mask = mask.reshape(-1)
   hits = jnp.zeros_like(usage['count']).at[flat].add(mask)
-  ends = jnp.cumsum(mask)
-  draws = jax.random.uniform(rng, (usage['pool'].shape[0],)) * ends[-1]
+  latents = jax.lax.stop_gradient(latent).reshape(flat.size, -1)
+  latents = latents.astype(jnp.float32)
+  ends = jnp.cumsum(mask * _first_of_equals(latents, mask))
+  draws = jax.random.uniform(rng, usage['count'].shape) * ends[-1]
   rows = jnp.searchsorted(ends, draws, side='right')
-  rows = jnp.minimum(rows, flat.size - 1)
-  pool = jax.lax.stop_gradient(latent).reshape(flat.size, -1)[rows]
+  new = latents[jnp.minimum(rows, flat.size - 1)]
+  pool = jnp.concatenate([new, usage['pool'][: -len(new)]])
+  full = jnp.tile(new, (_POOL_BATCHES, 1))  # until there is more
   return {
     **usage,
     'count': usage['count'] * (1 - 1 / window) + hits,
     'idle': jnp.where(hits > 0, 0, usage['idle'] + 1),
-    'pool': pool.astype(jnp.float32),
+    'pool': jnp.where(usage['step'] == 0, full, pool),
   }
+
+
+def _first_of_equals(
+  x: Float[Array, 'n C'], mask: Float[Array, ' n']
+) -> Float[Array, ' n']:
+  """1 at one of each set of equal rows, 0 at the others; masked rows last.
+
+  A drawing has few kinds of patches, and most of them are white: a codebook
+  made from as many of each as there are would hold little else. Rows are told
+  apart by their product with one random direction.
+  """
+  keys = x @ jax.random.normal(jax.random.key(0), x.shape[1:])
+  least = 1e-5 * jnp.std(keys) + 1e-12
+  keys = jnp.where(mask > 0, keys, jnp.inf)
+  order = jnp.argsort(keys)
+  apart = jnp.diff(keys[order], prepend=-jnp.inf) > least
+  return jnp.zeros(len(x)).at[order].set(apart.astype(jnp.float32))
 
 
 def usage_metrics(usage: Usage, window: int) -> dict[str, Float[Array, '']]:
@@ -97,10 +119,10 @@ def revive(
     live: False changes nothing but keeps codes from counting as idle.
     rng: picks which latent each dead code takes.
   """
-  pool = usage['pool']
+  pool = usage['pool'][: len(codes)]  # of this batch
   gap, _ = _nearest(pool, codes)
   score = jnp.log(gap + 1e-12) + jax.random.gumbel(rng, gap.shape)
-  picks = jnp.argsort(-score)[: codes.shape[0]]
+  picks = jnp.argsort(-score)
   # The farthest latents go to dead codes, in order.
   dead = (usage['idle'] >= dead_after) & live
   turn = jnp.maximum(jnp.cumsum(dead) - 1, 0)
@@ -113,9 +135,14 @@ def _nearest(
   x: Float[Array, 'Q C'], codes: Float[Array, 'V C']
 ) -> tuple[Float[Array, ' Q'], Int[Array, ' Q']]:
   """Squared distance to the nearest code, and which one that is."""
-  gaps = jnp.sum(jnp.square(codes), -1) - 2 * x @ codes.T
-  gap = jnp.min(gaps, -1) + jnp.sum(jnp.square(x), -1)
-  return jnp.maximum(gap, 0.0), jnp.argmin(gaps, axis=-1)
+  norms = jnp.sum(jnp.square(codes), -1)
+
+  def one(row: jax.Array) -> tuple[jax.Array, jax.Array]:
+    gaps = norms - 2 * codes @ row
+    gap = jnp.min(gaps) + jnp.sum(jnp.square(row))
+    return jnp.maximum(gap, 0.0), jnp.argmin(gaps)
+
+  return jax.lax.map(one, x, batch_size=_CHUNK)
 
 
 def kmeans(

@@ -40,6 +40,7 @@ class VQConfig:
   attn: bool = True  # attention at the lowest level
   patch: int = 1  # pixels per side that enter as channels
   skip: bool = False  # linear paths around encoder and decoder
+  local: bool = False  # the encoder sees each token's pixels alone
   dropout: float = 0.0
   conv_impl: str = 'auto'  # 'auto' | 'xla' | 'matmul'
   dtype: str = 'float32'  # compute
@@ -65,8 +66,8 @@ _SIZES: dict[str, dict[str, Any]] = {
   'vq16': {},
   'vq8': dict(ch_mult=(1, 2, 2, 4)),
   'tiny': dict(
-    codes=1024, code_dim=24, l2_norm=False, ch=48, ch_mult=(1,), res_blocks=1,
-    z_channels=48, groups=0, attn=False, patch=4, skip=True,
+    codes=1024, code_dim=48, l2_norm=False, ch=48, ch_mult=(1,), res_blocks=1,
+    z_channels=48, groups=0, attn=False, patch=4, skip=True, local=True,
   ),
 }  # fmt: skip
 
@@ -118,6 +119,8 @@ class Encoder(nn.Module):
     self, images: Float[Array, 'B H W C'], deterministic: bool = True
   ) -> Float[Array, 'B h w Z']:
     cfg = self.cfg
+    if cfg.local:
+      return self._local(images)
     kw = dict(impl=cfg.conv_impl, dtype=cfg.dtype)
     res = dict(groups=cfg.groups, dropout=cfg.dropout, **kw)
     last = len(cfg.ch_mult) - 1
@@ -145,6 +148,21 @@ class Encoder(nn.Module):
       flat = layers.space_to_depth(images, cfg.downsample)
       x = x + _pointwise(cfg, cfg.z_channels)(flat)
     return x
+
+  def _local(self, images: Float[Array, 'B H W C']) -> Float[Array, 'B h w Z']:
+    """A linear map of each token's pixels, at first one that keeps distances.
+
+    Equal pixels then get equal codes wherever they are. With few codes that is
+    worth more than what the neighbours could add: a model over the codes need
+    not learn which of many stand for one colour.
+    """
+    flat = layers.space_to_depth(images, self.cfg.downsample)
+    return _pointwise(
+      self.cfg,
+      self.cfg.z_channels,
+      'local',
+      kernel_init=nn.initializers.orthogonal(),
+    )(flat)
 
 
 class Decoder(nn.Module):
@@ -185,13 +203,16 @@ class Decoder(nn.Module):
     return x.astype(jnp.float32)
 
 
-def _pointwise(cfg: VQConfig, features: int) -> layers.Conv:
+def _pointwise(
+  cfg: VQConfig, features: int, name: str = 'skip', **kw: Any
+) -> layers.Conv:
   return layers.Conv(
     features,
     window=1,
     padding=((0, 0), (0, 0)),
     dtype=cfg.dtype,
-    name='skip',
+    name=name,
+    **kw,
   )
 
 
@@ -215,7 +236,10 @@ class VQModel(nn.Module):
     cfg = self.cfg
     one = dict(window=1, padding=((0, 0), (0, 0)), dtype='float32')
     self.encoder = Encoder(cfg, name='encoder')
-    self.quant_conv = layers.Conv(cfg.code_dim, name='quant_conv', **one)
+    kw = one
+    if cfg.local:
+      kw = one | dict(kernel_init=nn.initializers.orthogonal())
+    self.quant_conv = layers.Conv(cfg.code_dim, name='quant_conv', **kw)
     self.post_quant_conv = layers.Conv(
       cfg.z_channels, name='post_quant_conv', **one
     )

@@ -116,6 +116,7 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
     heads=text.heads,
     head_dim=text.width // text.heads,
     ffn=2 * text.width,
+    ngrams=text.ngrams,
     dtype=model.dtype,
   )
   t5_width = 2048
@@ -154,6 +155,7 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
     token_dropout=model.token_dropout,
     token_dropout_scope=model.token_dropout_scope,
     token_noise=model.token_noise,
+    context_dropout=model.context_dropout,
     align_hidden=config.align.hidden,
   )
 

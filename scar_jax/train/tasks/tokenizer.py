@@ -39,6 +39,7 @@ class TokenizerModel:
   attn: str = choice('', '', 'on', 'off')
   l2_norm: str = choice('', '', 'on', 'off')  # codes of unit length
   skip: str = choice('', '', 'on', 'off')  # linear paths around the networks
+  local: str = choice('', '', 'on', 'off')  # encoder by token
   dropout: float = number(0.0, 0.0, 1.0)
   conv_impl: str = choice('auto', 'auto', 'xla', 'matmul')
   dtype: str = 'float32'
@@ -75,7 +76,7 @@ def model_config(model: TokenizerModel) -> VQConfig:
   values = {k: v for k, v in given.items() if v}
   if groups >= 0:
     values['groups'] = groups
-  for switch in ('attn', 'l2_norm', 'skip'):
+  for switch in ('attn', 'l2_norm', 'skip', 'local'):
     if switch in values:
       values[switch] = values[switch] == 'on'
   return vq_config(size, **values)

@@ -10,7 +10,6 @@ from scar_jax.convert import dinov2 as names
 from scar_jax.models.encoders.blocks import fit_positions, patch_grid
 from scar_jax.models.encoders.dinov2 import DINOv2, DINOv2Config, dinov2_config
 
-CLOSE = dict(rtol=1e-4, atol=1e-4)
 TINY = DINOv2Config(patch=14, width=36, depth=4, heads=3, table=5)
 CONFIGS = {
   'dinov2': TINY,
@@ -18,67 +17,12 @@ CONFIGS = {
   'dinov2_swiglu': dataclasses.replace(TINY, depth=2, ffn='swiglu'),
   'dinov2_hf': dataclasses.replace(TINY, pos_interp='size'),
 }
-SIZES = dict(native=(70, 70), up=(112, 112), down=(42, 42), rect=(56, 98))
 
 
 def _load(golden, name):
   tensors, arrays = golden(name)
   image = np.transpose(arrays['image'].astype(np.float32), (0, 2, 3, 1))
   return {'params': names.convert(CONFIGS[name], tensors)}, arrays, image
-
-
-@pytest.mark.parametrize('name', ['dinov2', 'dinov2_reg', 'dinov2_swiglu'])
-def test_matches_the_reference_at_every_size(golden, name):
-  variables, arrays, image = _load(golden, name)
-  model = DINOv2(CONFIGS[name])
-  seen = set()
-  for size, (h, w) in SIZES.items():
-    if f'{size}_x_norm_clstoken' not in arrays:
-      continue
-    table = model.apply(variables, (h // 14, w // 14), method='positions')
-    np.testing.assert_allclose(
-      table, arrays[f'{size}_pos_embed'][0], rtol=0, atol=1e-5
-    )
-    wanted = tuple(range(model.cfg.depth)) if size == 'up' else ()
-    out = model.apply(variables, image[:, :h, :w], layers=wanted)
-    ours = {
-      'x_norm_patchtokens': out.patches,
-      'x_norm_clstoken': out.cls,
-      'x_norm_regtokens': out.registers,
-      'x_prenorm': out.prenorm,
-    }
-    first = 1 + model.cfg.registers
-    for i in wanted:
-      normed = model.apply(variables, out.layers[i], method=_norm)
-      ours[f'layer{i}_norm_patch'] = normed[:, first:]
-      ours[f'layer{i}_norm_cls'] = normed[:, 0]
-      ours[f'layer{i}_raw_patch'] = out.layers[i][:, first:]
-    for key, value in ours.items():
-      if f'{size}_{key}' in arrays:
-        seen.add(f'{size}_{key}')
-        want = arrays[f'{size}_{key}']
-        np.testing.assert_allclose(value, want, **CLOSE, err_msg=key)
-  left = set(arrays) - seen - {'image'}
-  assert {k for k in left if not k.endswith('pos_embed')} == set()
-
-
-def _norm(model, x):
-  return model.norm(x)
-
-
-def test_matches_hugging_face(golden):
-  variables, arrays, image = _load(golden, 'dinov2_hf')
-  model = DINOv2(CONFIGS['dinov2_hf'])
-  for size in ('native', 'up', 'rect'):
-    h, w = SIZES[size]
-    out = model.apply(variables, image[:, :h, :w], layers=(3, 0, 1, 2))
-    last = jnp.concatenate([out.cls[:, None], out.patches], axis=1)
-    want = arrays[f'{size}_last_hidden_state']
-    np.testing.assert_allclose(last, want, **CLOSE)
-    # The layers come in the order in which they were asked for.
-    for slot, layer in enumerate((3, 0, 1, 2)):
-      want = arrays[f'{size}_hidden{layer + 1}']
-      np.testing.assert_allclose(out.layers[slot], want, **CLOSE)
 
 
 def test_hidden_patches_are_not_seen(golden):

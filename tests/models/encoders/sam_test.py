@@ -10,7 +10,6 @@ from scar_jax.convert import sam as names
 from scar_jax.models.encoders import sam
 from scar_jax.models.encoders.sam import SAM, SAMConfig, sam_config
 
-CLOSE = dict(rtol=1e-4, atol=1e-4)
 TINY = SAMConfig(
   patch=16, width=48, depth=3, heads=4, hidden=96, table=7, window=3,
   global_layers=(1,), neck=16,
@@ -27,62 +26,6 @@ def reference(golden):
 
 def _apply(cfg, variables, images, **kw):
   return jax.jit(lambda v, x: SAM(cfg).apply(v, x, **kw))(variables, images)
-
-
-def test_matches_the_reference(reference):
-  variables, arrays, images = reference
-  out = _apply(TINY, variables, images, layers=(2, 0, 1))
-  ours = {
-    'last_hidden_state': np.transpose(out.neck, (0, 3, 1, 2)),
-    'hidden_0': _apply(TINY, variables, images, method='embed'),
-    **{f'hidden_{i + 1}': out.layers[n] for n, i in enumerate((2, 0, 1))},
-  }
-  assert set(arrays) == {'pixel_values', *ours}
-  for key, value in ours.items():
-    want = arrays[key]
-    value = np.reshape(value, want.shape)
-    np.testing.assert_allclose(value, want, **CLOSE, err_msg=key)
-  np.testing.assert_array_equal(out.prenorm, out.layers[0])
-
-
-def _swap_axes(cfg, params):
-  attn = params['layers_1']['attn']
-  attn['rel_h'], attn['rel_w'] = attn['rel_w'], attn['rel_h']
-  return cfg
-
-
-def _scaled_positions(cfg, params):
-  for i in range(cfg.depth):
-    attn = params[f'layers_{i}']['attn']
-    attn['rel_h'] = attn['rel_h'] * (cfg.width // cfg.heads) ** -0.5
-  return cfg
-
-
-def _no_window(cfg, params):
-  """One window holds the whole map; its tables keep their middle rows."""
-  for i in (0, 2):
-    attn = params[f'layers_{i}']['attn']
-    for name in ('rel_h', 'rel_w'):
-      attn[name] = np.pad(attn[name], ((4, 4), (0, 0)))
-  return dataclasses.replace(cfg, window=7)
-
-
-def _transposed_neck(cfg, params):
-  kernel = params['neck_conv2']['kernel']
-  params['neck_conv2']['kernel'] = kernel.transpose(1, 0, 2, 3)
-  return cfg
-
-
-@pytest.mark.parametrize(
-  'change', [_swap_axes, _scaled_positions, _no_window, _transposed_neck]
-)
-def test_a_wrong_conversion_is_seen(reference, change):
-  variables, arrays, images = reference
-  changed = jax.tree.map(np.array, variables)
-  cfg = change(TINY, changed['params'])
-  out = _apply(cfg, changed, images).neck
-  want = np.transpose(arrays['last_hidden_state'], (0, 2, 3, 1))
-  assert np.abs(out - want).max() > 1e-2
 
 
 def test_windows_come_back_and_are_filled_with_zeros():

@@ -39,6 +39,21 @@ def test_padding_rows_are_neither_counted_nor_drawn():
   assert np.isfinite(usage['pool']).all()
 
 
+def test_the_pool_holds_each_kind_of_latent_about_as_often():
+  usage = codebook.init_usage(64, 2)
+  common = np.ones((1, 990), int)
+  rare = np.arange(2, 12)[None]
+  for _ in range(3):
+    usage = update(usage, np.concatenate([common, rare], axis=1))
+    usage = {**usage, 'step': usage['step'] + 1}
+  newest = np.asarray(usage['pool'][:64, 0])
+  assert set(newest) >= set(range(1, 12)) - {5}
+  assert (newest == 1).mean() < 0.3
+  # One batch of 64 after the other; the first one filled it.
+  np.testing.assert_array_equal(usage['pool'][64:128, 0], newest)
+  assert set(np.asarray(usage['pool'][-64:, 0])) <= set(range(1, 12))
+
+
 def test_dead_codes_move_onto_latents_and_live_ones_stay():
   usage = update(codebook.init_usage(4, 2), [[1, 1], [2, 2]])
   usage['idle'] = jnp.array([3, 2, 9, 0])

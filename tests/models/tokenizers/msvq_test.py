@@ -13,7 +13,6 @@ from scar_jax.models.tokenizers.msvq import (
   MSVQConfig,
   MSVQModel,
   msvq_config,
-  straight_through,
 )
 from scar_jax.models.tokenizers.residual import nearest_code, phi_picks
 from scar_jax.orders import PATCH_NUMS, ScaleOrder
@@ -27,106 +26,16 @@ TINY = MSVQConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope='module')
-def reference(golden):
-  weights, arrays = golden('var_vqvae')
-  variables = {'params': convert(CFG, weights)}
-  out = jax.jit(MSVQModel(CFG).apply)(variables, nhwc(arrays['image']))
-  return variables, arrays, out
-
-
 def _apply(variables, method, *args, cfg=CFG):
   return MSVQModel(cfg).apply(variables, *args, method=method)
 
 
-def test_ids_latents_and_images_match_the_reference(reference):
-  variables, a, out = reference
-  np.testing.assert_array_equal(out.ids, a['idx_all'])
-  np.testing.assert_allclose(out.raw, nhwc(a['latent']), atol=1e-4)
-  for k in range(4):
-    expected = nhwc(a[f'f_hat_{k}'])
-    np.testing.assert_allclose(out.partial[k], expected, atol=1e-4)
-  np.testing.assert_allclose(
-    out.images, nhwc(a['image_rec_unclamped']), atol=2e-4
-  )
-  image = jnp.clip(out.images, -1, 1)
-  np.testing.assert_allclose(image, nhwc(a['image_rec']), atol=2e-4)
-  encoder = jax.jit(lambda x: _apply(variables, lambda m, x: m.encoder(x), x))(
-    nhwc(a['image'])
-  )
-  np.testing.assert_allclose(encoder, nhwc(a['enc_out']), atol=1e-4)
-  for k, ids in enumerate(_apply(variables, 'split', out.ids)):
-    np.testing.assert_array_equal(ids, a[f'idx_{k}'])
-
-
-def test_partial_images_match_the_reference(reference):
-  variables, a, out = reference
-  decode = jax.jit(lambda z: _apply(variables, 'decode', z))
-  for k in range(3):
-    image = jnp.clip(decode(out.partial[k]), -1, 1)
-    expected = nhwc(a[f'image_rec_scale_{k}'])
-    np.testing.assert_allclose(image, expected, atol=2e-4)
-
-
-def test_encode_and_decode_tokens_match_the_reference(reference):
-  variables, a, _ = reference
-  ids, raw = jax.jit(lambda x: _apply(variables, 'encode', x))(nhwc(a['image']))
-  np.testing.assert_array_equal(ids, a['idx_all'])
-  np.testing.assert_allclose(raw, nhwc(a['latent']), atol=1e-4)
-  images = jax.jit(lambda i: _apply(variables, 'decode_tokens', i))(ids)
-  np.testing.assert_allclose(images, nhwc(a['image_rec_unclamped']), atol=2e-4)
-
-
-def test_inputs_of_the_decoder_match_the_reference(reference):
-  variables, a, _ = reference
-  ids = jnp.asarray(a['idx_all'])
-  inputs = _apply(variables, 'tokens_to_inputs', ids)
-  np.testing.assert_allclose(inputs, a['var_input'], atol=1e-4)
-  latent = None
-  for k in range(4):
-    latent, values = _apply(
-      variables, 'accumulate', k, latent, jnp.asarray(a[f'idx_{k}'])
-    )
-    expected = nhwc(a[f'next_map_{k}'])
-    ours = latent if values is None else values.reshape(expected.shape)
-    np.testing.assert_allclose(ours, expected, atol=1e-4)
-  assert values is None
-
-
-def _quantise(params, latent):
-  variables = {'params': params}
-  _, partial = _apply(variables, 'quantize', latent)
-  through = straight_through(latent, partial[-1])
-  return through, objectives.residual_loss(latent, partial)
-
-
-def test_quantiser_loss_and_gradients_match_the_reference(reference):
-  variables, a, _ = reference
-  latent = jnp.asarray(nhwc(a['latent']))
-
-  def total(latent, codebook):
-    params = {**variables['params'], 'codebook': codebook}
-    through, loss = _quantise(params, latent)
-    weighted = jnp.sum(through * nhwc(a['st_weight']))
-    return 0.01 * weighted + loss, (through, loss)
-
-  codebook = jnp.asarray(variables['params']['codebook'])
-  (_, (through, loss)), grads = jax.jit(
-    jax.value_and_grad(total, (0, 1), has_aux=True)
-  )(latent, codebook)
-  np.testing.assert_allclose(loss, a['train_vq_loss'], rtol=1e-4)
-  np.testing.assert_allclose(through, nhwc(a['train_f_hat']), atol=1e-4)
-  want = (nhwc(a['train_grad_latent']), a['train_grad_codebook'])
-  for grad, expected in zip(grads, want, strict=True):
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(grad, expected, atol=1e-3 * scale)
-
-
-def test_codes_by_angle_match_the_reference(reference):
-  variables, a, _ = reference
+def test_codes_by_angle_match_the_reference(golden):
+  weights, a = golden('var_vqvae')
   cfg = dataclasses.replace(CFG, cosine=True)
-  latent = jnp.asarray(nhwc(a['latent']))
-  ids, _ = _apply(variables, 'quantize', latent, cfg=cfg)
+  variables = {'params': convert(cfg, weights)}
+  run = jax.jit(lambda z: _apply(variables, 'quantize', z, cfg=cfg))
+  ids, _ = run(nhwc(a['latent']))
   # The smallest gap of the fixture is 4e-4: one id may be a rounding matter.
   assert (ids != a['idx_znorm_all']).sum() <= 1
   assert (ids != a['idx_all']).sum() > 1
@@ -193,7 +102,8 @@ def test_later_scales_leave_less_over():
   cfg = dataclasses.replace(TINY, codes=512, phi_ratio=0.0)
   variables = _random_variables(cfg)
   latent = jax.random.normal(jax.random.key(0), (4, 5, 5, 4))
-  _, partial = _apply(variables, 'quantize', latent, cfg=cfg)
+  run = jax.jit(lambda z: _apply(variables, 'quantize', z, cfg=cfg))
+  _, partial = run(latent)
   left = [float(jnp.mean((latent - p) ** 2)) for p in partial]
   assert left[-1] < 0.5 * left[0]
 
@@ -206,16 +116,16 @@ def test_nearest_code_is_the_nearest():
 
 
 def test_training_reaches_every_parameter():
-  cfg = dataclasses.replace(TINY, attn=True, phis=2)
-  images = jax.random.uniform(jax.random.key(1), (1, 5, 5, 3), minval=-1)
-  variables = nn.unbox(MSVQModel(cfg).init(jax.random.key(0), images))
+  cfg = dataclasses.replace(TINY, attn=True, phis=2, patch_nums=(1, 3))
+  images = jax.random.uniform(jax.random.key(1), (1, 3, 3, 3), minval=-1)
+  params = _random_variables(cfg)['params']
 
   def loss(params):
     out = MSVQModel(cfg).apply({'params': params}, images)
     loss = objectives.residual_loss(out.raw, out.partial)
     return jnp.mean((out.images - images) ** 2) + loss
 
-  grads = jax.jit(jax.grad(loss))(variables['params'])
+  grads = jax.jit(jax.grad(loss))(params)
   still = [
     jax.tree_util.keystr(path)
     for path, g in jax.tree_util.tree_leaves_with_path(grads)

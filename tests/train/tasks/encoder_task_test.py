@@ -37,7 +37,18 @@ def _task(model=MODEL, **loss):
 
 
 def _params(task, batch):
-  return sharding.unbox(task.init(jax.random.key(0), batch)['params'])
+  init = jax.jit(task.init)
+  return sharding.unbox(init(jax.random.key(0), batch)['params'])
+
+
+def _loss(task, params, batch):
+  """Of training."""
+
+  @jax.jit
+  def run(params, batch):
+    return task.loss(params, {}, {}, batch, jax.random.key(1), True)
+
+  return run(params, batch)
 
 
 def test_patches_are_row_major_and_invertible():
@@ -61,23 +72,22 @@ def test_unknown_labels_and_invalid_rows_do_not_count():
 
 def test_loss_is_the_weighted_sum_and_ignores_padding(batch):
   task = _task(visible=2.0, masked=0.5, label=0.1)
-  params, key = _params(task, batch), jax.random.key(1)
-  loss, (m, _) = task.loss(params, {}, {}, batch, key, True)
+  params = _params(task, batch)
+  loss, (m, _) = _loss(task, params, batch)
   want = 2 * m['visible'] + 0.5 * m['masked']
   want += 0.1 * (m['ce_group'] + m['ce_tone']) / 2
   np.testing.assert_allclose(loss, want, rtol=1e-6)
   other = {**batch, 'target': batch['target'].copy()}
   other['target'][5] = 0.3
-  again, _ = task.loss(params, {}, {}, other, key, True)
+  again, _ = _loss(task, params, other)
   np.testing.assert_allclose(again, loss, rtol=1e-6)
 
 
 def test_conditions_add_rows_without_labels(batch):
-  key = jax.random.key(1)
   params = _params(_task(), batch)
-  plain = _task(mask_max=0.0).loss(params, {}, {}, batch, key, True)[1][0]
+  plain = _loss(_task(mask_max=0.0), params, batch)[1][0]
   both = _task(mask_max=0.0, conditions=True)
-  more = both.loss(params, {}, {}, batch, key, True)[1][0]
+  more = _loss(both, params, batch)[1][0]
   np.testing.assert_allclose(more['ce_group'], plain['ce_group'], rtol=1e-6)
   assert abs(more['visible'] - plain['visible']) > 1e-3
   assert more['masked'] == 0
