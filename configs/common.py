@@ -93,7 +93,7 @@ def stage_config(
   res: int = 32,
   patch: int = 4,
   text: int = 40,
-  steps: int = 1700,
+  steps: int = 1400,
 ) -> ConfigDict:
   """The three stages of a small embedded data set.
 
