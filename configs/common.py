@@ -146,8 +146,16 @@ def stage_config(
   return config
 
 
+def scale_sides(grid: int) -> tuple[int, ...]:
+  """1, 2, 3, 4, 6, 9, 13, ... up to `grid`, much as VAR's at 512 pixels."""
+  sides = [1]
+  while sides[-1] < grid:
+    sides.append(min(max(sides[-1] + 1, round(1.45 * sides[-1])), grid))
+  return tuple(sides)
+
+
 def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
-  return task_config(
+  config = task_config(
     'tokenizer',
     data=data,
     model=dict(size=given.size or 'tiny', patch=given.patch),
@@ -159,6 +167,9 @@ def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     ),
     train=dict(steps=500, ema=0.99, log_every=25, save_every=250),
   )  # fmt: skip
+  if given.order == 'scale':
+    config.model.patch_nums = scale_sides(given.res // given.patch)
+  return config
 
 
 def _encoder(
@@ -199,6 +210,9 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     ),
     sample=dict(temperature=0.0, guidance=3.0),
   )  # fmt: skip
+  if given.order == 'scale':
+    # Every wrong code of an early scale spoils the whole picture.
+    config.model.token_noise = 0.3
   if given.no_source:
     config.prefix.compress = 'off'
   if given.no_text:
