@@ -13,11 +13,12 @@ from scar_jax.models.condition import TextCondition
 from scar_jax.models.decoder import DecoderConfig
 from scar_jax.models.encoders.t5 import t5_config
 from scar_jax.models.prefill import PrefixConfig
+from scar_jax.models.scale_inputs import ScaleInputs
 from scar_jax.models.scar import Scar, empty_conditions
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.models.tokenizers.msvq import MSVQModel, accumulator
 from scar_jax.models.tokenizers.msvq_config import MSVQConfig
-from scar_jax.orders.scale import blank
+from scar_jax.orders.scale import ScaleOrder, blank
 from scar_jax.sampling import generate
 from scar_jax.sharding import unbox
 
@@ -166,13 +167,19 @@ def test_hidden_words_and_null_texts_change_nothing(add):
   np.testing.assert_array_equal(run(empty.replace(null_text=null)), run(empty))
 
 
-def test_pooled_text_is_a_masked_mean_and_starts_at_the_null_class(add):
-  cfg = _config('t5', PREFIX)
-  params = unbox(jax.jit(_fresh(cfg))())['params']
-  assert not np.any(params['scale']['pooled']['kernel'])
-  assert params['scale']['label'].shape == (1, 16)
-  assert params['scale']['text_place'].shape == (3, 16)
-  assert params['scale']['text_level'].shape == (1, 16)
+def test_a_new_model_starts_at_the_null_class():
+  module = ScaleInputs(ScaleOrder(SIDES), 16, 0, 4, 3)
+  null, text = jnp.zeros(2, bool), jnp.ones((2, 3, 16))
+  vector, variables = module.init_with_output(
+    jax.random.key(0), null, None, text, text[..., 0] > 0, method='condition'
+  )
+  params = unbox(variables)['params']
+  assert params['label'].shape == params['text_level'].shape == (1, 16)
+  assert params['text_place'].shape == (3, 16)
+  np.testing.assert_array_equal(vector, params['label'].repeat(2, 0))
+
+
+def test_pooled_text_is_a_mean_over_its_words():
   model, variables, cond, _ = _case('t5', PREFIX)
   vector = model.apply(variables, cond, method='set0').vector
 
