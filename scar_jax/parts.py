@@ -96,11 +96,19 @@ def sampler_config(section: Any, order: str = 'raster') -> SamplerConfig:
   )
 
 
-def check_tokenizer(order: str, tokenizer: Any) -> None:
+def check_tokenizer(
+  order: str, tokenizer: Any, patch_nums: tuple[int, ...] = ()
+) -> None:
   """Refuses a tokenizer whose tokens the order does not predict.
 
+  Args:
+    order: name of the model's order.
+    tokenizer: config.
+    patch_nums: the model's scales; () accepts any.
+
   Raises:
-    ValueError: one scale where many are needed, or the other way round.
+    ValueError: one scale where many are needed, or the other way round; other
+      scales than the model's.
   """
   if (order == 'scale') != is_multi_scale(tokenizer):
     held, wanted = ('single', 'multi')[:: 1 if order == 'scale' else -1]
@@ -108,6 +116,12 @@ def check_tokenizer(order: str, tokenizer: Any) -> None:
       f'order.name={order!r} with a {held}-scale tokenizer; accepted: a '
       f'{wanted}-scale one (set --config.tokenizer.artifact; a tokenizer is '
       'multi-scale if it was trained with --config.model.patch_nums)'
+    )
+  if patch_nums and tokenizer.patch_nums != patch_nums:
+    raise ValueError(
+      f'the tokenizer has scales of sides {tokenizer.patch_nums}; accepted: '
+      f'those of the model, {patch_nums} (name the tokenizer that it was '
+      'trained with)'
     )
 
 
@@ -125,7 +139,8 @@ class Parts:
       ValueError: a tokenizer of another kind, or of other scales than the
         model's.
     """
-    check_tokenizer(cfg.model.order, configs['tokenizer'])
+    model = cfg.model
+    check_tokenizer(model.order, configs['tokenizer'], model.patch_nums)
     self.cfg = cfg
     self.tokenizer: Any = make_tokenizer(configs['tokenizer'])
     self.encoder: Any = None

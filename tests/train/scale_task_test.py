@@ -17,7 +17,7 @@ from scar_jax.data.transforms import to_float
 from scar_jax.editor import Editor
 from scar_jax.eval.run import Reconstructor
 from scar_jax.models.codebook_init import start_from_codebook
-from scar_jax.parts import TextSetup
+from scar_jax.parts import Parts, TextSetup
 from scar_jax.sharding import unbox
 from scar_jax.train.loop import train
 from scar_jax.train.tasks import make_task
@@ -238,3 +238,6 @@ def test_impossible_tasks_are_errors(artifacts):
   )
   with pytest.raises(ValueError, match=r'patch_nums=\(1, 3\) for a token grid'):
     make_task(_config(), {'tokenizer': bigger, 'encoder': encoder})
+  model = make_task(_config(), artifacts).editor
+  with pytest.raises(ValueError, match=r'sides \(1, 3\); accepted: .*\(1, 2\)'):
+    Parts(model, {'tokenizer': bigger.config, 'encoder': encoder.config})
