@@ -146,8 +146,16 @@ def stage_config(
   return config
 
 
+def scale_sides(grid: int) -> tuple[int, ...]:
+  """1, 2, 3, 4, 6, 9, 13, ... up to `grid`, much as VAR's at 512 pixels."""
+  sides = [1]
+  while sides[-1] < grid:
+    sides.append(min(max(sides[-1] + 1, round(1.45 * sides[-1])), grid))
+  return tuple(sides)
+
+
 def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
-  return task_config(
+  config = task_config(
     'tokenizer',
     data=data,
     model=dict(size=given.size or 'tiny', patch=given.patch),
@@ -161,6 +169,12 @@ def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     # A long average would lag behind codes that moved.
     train=dict(steps=400, ema=0.95, log_every=25, save_every=200),
   )  # fmt: skip
+  if given.order == 'scale':
+    config.model.patch_nums = scale_sides(given.res // given.patch)
+    # Its encoder is learned: latents first settle unquantised.
+    config.loss.vq_start = 80
+    config.optim.update(dict(lr=4e-3, freeze=()))
+  return config
 
 
 def _encoder(
@@ -204,6 +218,9 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     ),
     sample=dict(temperature=0.0, guidance=3.0),
   )  # fmt: skip
+  if given.order == 'scale':
+    # Every wrong code of an early scale spoils the whole picture.
+    config.model.update(dict(token_noise=0.3, context_dropout=0.0))
   if given.no_source:
     config.prefix.compress = 'off'
   if given.no_text:

@@ -20,6 +20,7 @@ from scar_jax.config_values import (
   read_section,
   unknown_name,
 )
+from scar_jax.filters import RAMPS
 from scar_jax.train.tasks import task_module
 
 
@@ -163,6 +164,8 @@ class SampleConfig:
   top_p: float = number(1.0, 0.0, 1.0)
   guidance: float = number(1.0, 0.0)  # on text; 1 is off
   image_guidance: float = number(1.0, 0.0)  # on the condition; 1 is off
+  ramp: str = choice('', '', *RAMPS)  # of guidance over sets; '': by order
+  smooth: bool = False  # scale order: mix codes in place of drawing one
   batch: int = number(16, 1)  # images made together
 
 

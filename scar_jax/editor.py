@@ -145,6 +145,7 @@ class Editor:
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
+    smooth: bool | None = None,
   ) -> list[Image.Image]:
     """Makes one picture for each request.
 
@@ -158,9 +159,10 @@ class Editor:
       guidance_image: strength on the condition image; 1 is off.
       seed: picture i gets `seed + i`; a sequence gives every picture its own,
         and then neither its place nor its company changes the result.
-      temperature: see `filters.SamplerConfig`, as the next two.
+      temperature: see `filters.SamplerConfig`, as the next three.
       top_k: see there.
       top_p: see there.
+      smooth: see there; for models of the scale order.
 
     Raises:
       ValueError: unreadable picture or prompt, lists of different lengths, a
@@ -173,7 +175,14 @@ class Editor:
     texts = self._spread('prompts', texts, count)
     classes = self._spread('labels', list(labels or ()), count)
     seeds = _seeds(seed, count)
-    sampler = self._sampler(guidance, guidance_image, temperature, top_k, top_p)
+    sampler = self._sampler(
+      guidance=guidance,
+      guidance_image=guidance_image,
+      temperature=temperature,
+      top_k=top_k,
+      top_p=top_p,
+      smooth=smooth,
+    )
     made: list[np.ndarray] = []
     for start in range(0, count, self.cfg.batch):
       rows = range(start, min(start + self.cfg.batch, count))
@@ -185,15 +194,8 @@ class Editor:
           made[i] = unletterbox(made[i], box)
     return [Image.fromarray(array) for array in made]
 
-  def _sampler(self, guidance, guidance_image, temperature, top_k, top_p):
+  def _sampler(self, **given):
     cfg = self.cfg.sample
-    given = {
-      'guidance': guidance,
-      'guidance_image': guidance_image,
-      'temperature': temperature,
-      'top_k': top_k,
-      'top_p': top_p,
-    }
     cfg = dataclasses.replace(
       cfg, **{k: v for k, v in given.items() if v is not None}
     )
@@ -206,14 +208,16 @@ class Editor:
   def _make(self, sampler, batch, seeds) -> list[np.ndarray]:
     run, cfg = sampler
     cond = self._conditions(self._frozen, batch)
-    tokens = run(
+    made = run.run(
       self._params,
       cond,
       np.asarray(seeds, np.uint32),
       cfg.guidance,
       cfg.guidance_image,
+      accumulate=self._parts.accumulate(self._frozen),
     )
-    return list(to_uint8(self._images(self._frozen, tokens)))
+    images = self._images(self._frozen, made.tokens, made.latent)
+    return list(to_uint8(images))
 
   def _batch(self, rows, pictures, texts, classes):
     """Arrays of one padded batch, and the box of every picture."""

@@ -42,6 +42,8 @@ class SamplerConfig:
       (n counts decode steps from 0, as in LlamaGen).
     ramp: 'constant'; 'sets' = strength grows linearly with the set index, 0 to
       1 (VAR); 'tokens' = with the share of tokens drawn before the set.
+    smooth: scale order: in place of one code each position adds a mixture of
+      codes to the latent (VAR's `more_smooth`; for show, not for scores).
   """
 
   temperature: float = 1.0
@@ -53,6 +55,7 @@ class SamplerConfig:
   guidance_image: float = 1.0
   cfg_interval: int = -1
   ramp: str = 'constant'
+  smooth: bool = False
 
   def __post_init__(self):
     _accept(self, 'temperature', _number(self.temperature, 0), 'a number >= 0')
@@ -68,6 +71,8 @@ class SamplerConfig:
     interval = _integer(self.cfg_interval, -1)
     _accept(self, 'cfg_interval', interval, 'an integer >= -1, -1 = always')
     _accept(self, 'ramp', self.ramp in RAMPS, RAMPS)
+    drawn = not self.smooth or self.temperature > 0
+    _accept(self, 'smooth', drawn, 'True with a temperature above 0, or False')
 
 
 def _number(value, low: float = -math.inf, high: float = math.inf) -> bool:
@@ -166,6 +171,28 @@ def draw(
     filtered = filter_logits(logits, cfg)
     tokens = jax.vmap(jax.random.categorical)(keys, filtered)
   return tokens.astype(jnp.int32), bad
+
+
+def mixture(
+  logits: Float[Array, 'B n V'],
+  keys: Key[Array, ' B'],
+  cfg: SamplerConfig,
+  progress: float,
+) -> Float[Array, 'B n V']:
+  """Weights of a soft draw: Gumbel softmax, sharper from set to set.
+
+  Args:
+    logits: guided logits.
+    keys: see `draw`.
+    cfg: filters.
+    progress: of the set, 0 for the first and 1 for the last.
+
+  Source: `more_smooth` of FoundationVision/VAR.
+  """
+  filtered = filter_logits(logits, cfg)
+  noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+  softness = max(0.27 * (1 - 0.95 * progress), 0.005)
+  return jax.nn.softmax((filtered * (1 + progress) + noise) / softness, axis=-1)
 
 
 def check_drawable(bad) -> None:

@@ -5,6 +5,9 @@ carry no loss). Out: a float32 scalar, or a scalar and a dict of metrics.
 Called by the tasks in `train/tasks`; nothing here owns a parameter.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -159,11 +162,19 @@ def residual_loss(
     valid: samples that count.
   """
 
-  def both(codes: jax.Array) -> jax.Array:
-    commitment = commitment_loss(latent, codes, beta, valid)
-    return codebook_loss(latent, codes, valid) + commitment
+  return over_scales(codebook_loss, latent, partial, valid) + over_scales(
+    commitment_loss, latent, partial, beta, valid
+  )
 
-  return jnp.mean(jax.vmap(both)(partial))
+
+def over_scales(
+  loss: Callable[..., Float[Array, '']],
+  latent: Float[Array, 'B h w C'],
+  partial: Float[Array, 'R B h w C'],
+  *more: Any,
+) -> Float[Array, '']:
+  """Mean of `loss(latent, codes, *more)` over the sums of `partial`."""
+  return jnp.mean(jax.vmap(lambda codes: loss(latent, codes, *more))(partial))
 
 
 def entropy_loss(

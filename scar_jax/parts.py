@@ -18,7 +18,9 @@ from scar_jax.models.encoders.semantic import SemanticEncoder
 from scar_jax.models.encoders.t5 import T5Encoder
 from scar_jax.models.scar import Conditions
 from scar_jax.models.scar_config import ScarConfig
-from scar_jax.models.tokenizers.vq import VQModel
+from scar_jax.models.tokenizers.make import is_multi_scale, make_tokenizer
+from scar_jax.models.tokenizers.msvq import accumulator
+from scar_jax.orders.scale import Accumulate
 from scar_jax.types import Batch, PyTree
 
 
@@ -67,11 +69,19 @@ class EditorConfig:
     return tuple(needs)
 
 
-def sampler_config(section: Any) -> SamplerConfig:
+# How guidance grows over the sets where the config does not say.
+_RAMPS = {'scale': 'sets'}
+
+
+def sampler_config(section: Any, order: str = 'raster') -> SamplerConfig:
   """Sampler settings of the config section `sample`.
 
   With an image scale of 1 the three-branch form equals guidance on text alone,
   so that the third branch is left out.
+
+  Args:
+    section: see `scar_jax.config.SampleConfig`.
+    order: of the model, which decides what the section leaves open.
   """
   image = float(section.image_guidance)
   return SamplerConfig(
@@ -81,7 +91,38 @@ def sampler_config(section: Any) -> SamplerConfig:
     guidance_mode='text' if image == 1 else 'image_text',
     guidance=float(section.guidance),
     guidance_image=image,
+    ramp=section.ramp or _RAMPS.get(order, 'constant'),
+    smooth=section.smooth,
   )
+
+
+def check_tokenizer(
+  order: str, tokenizer: Any, patch_nums: tuple[int, ...] = ()
+) -> None:
+  """Refuses a tokenizer whose tokens the order does not predict.
+
+  Args:
+    order: name of the model's order.
+    tokenizer: config.
+    patch_nums: the model's scales; () accepts any.
+
+  Raises:
+    ValueError: one scale where many are needed, or the other way round; other
+      scales than the model's.
+  """
+  if (order == 'scale') != is_multi_scale(tokenizer):
+    held, wanted = ('single', 'multi')[:: 1 if order == 'scale' else -1]
+    raise ValueError(
+      f'order.name={order!r} with a {held}-scale tokenizer; accepted: a '
+      f'{wanted}-scale one (set --config.tokenizer.artifact; a tokenizer is '
+      'multi-scale if it was trained with --config.model.patch_nums)'
+    )
+  if patch_nums and tokenizer.patch_nums != patch_nums:
+    raise ValueError(
+      f'the tokenizer has scales of sides {tokenizer.patch_nums}; accepted: '
+      f'those of the model, {patch_nums} (name the tokenizer that it was '
+      'trained with)'
+    )
 
 
 class Parts:
@@ -93,9 +134,15 @@ class Parts:
     Args:
       cfg: of the model.
       configs: 'tokenizer', and where the model needs them 'encoder', 'text'.
+
+    Raises:
+      ValueError: a tokenizer of another kind, or of other scales than the
+        model's.
     """
+    model = cfg.model
+    check_tokenizer(model.order, configs['tokenizer'], model.patch_nums)
     self.cfg = cfg
-    self.tokenizer: Any = VQModel(configs['tokenizer'])
+    self.tokenizer: Any = make_tokenizer(configs['tokenizer'])
     self.encoder: Any = None
     self.text: Any = None
     if 'encoder' in configs:
@@ -105,10 +152,31 @@ class Parts:
 
   def tokens(
     self, frozen: Mapping[str, PyTree], images: Float[Array, 'B H W 3']
-  ) -> Int[Array, 'B h w']:
-    """Token grid of images."""
+  ) -> Int[Array, 'B *n']:
+    """Token grid of images; the tokens of all scales in the scale order."""
     params = {'params': frozen['tokenizer']}
     return self.tokenizer.apply(params, images, method='encode')[0]
+
+  def noisy_tokens(
+    self,
+    frozen: Mapping[str, PyTree],
+    images: Float[Array, 'B H W 3'],
+    rng: Array,
+  ) -> tuple[Int[Array, 'B N'], Int[Array, 'B N']]:
+    """Scale order: tokens to predict, and noisy ones to predict them from."""
+    return self.tokenizer.apply(
+      {'params': frozen['tokenizer']},
+      images,
+      self.cfg.model.token_noise,
+      method='encode_noisy',
+      rngs={'noise': rng},
+    )
+
+  def accumulate(self, frozen: Mapping[str, PyTree]) -> Accumulate | None:
+    """What the scale order asks of its tokenizer; a pytree. Else None."""
+    if self.cfg.model.order != 'scale':
+      return None
+    return accumulator(self.tokenizer.cfg, frozen['tokenizer'])
 
   def codes(self, frozen: Mapping[str, PyTree]) -> Float[Array, 'V C']:
     """The tokenizer's codes, as its decoder reads them."""
@@ -116,12 +184,24 @@ class Parts:
     return self.tokenizer.apply(params, method='table')
 
   def images(
-    self, frozen: Mapping[str, PyTree], tokens: Int[Array, 'B N']
+    self,
+    frozen: Mapping[str, PyTree],
+    tokens: Int[Array, 'B N'],
+    latent: Float[Array, 'B h w C'] | None = None,
   ) -> Float[Array, 'B H W 3']:
-    """Images of row-major tokens, unclamped."""
-    grid = tokens.reshape(tokens.shape[0], *self.cfg.model.grid)
+    """Images of tokens, unclamped.
+
+    Args:
+      frozen: parameters.
+      tokens: row-major; of all scales in the scale order.
+      latent: the sampler's sum of codes, decoded in place of the tokens.
+    """
     params = {'params': frozen['tokenizer']}
-    return self.tokenizer.apply(params, grid, method='decode_tokens')
+    if latent is not None:
+      return self.tokenizer.apply(params, latent, method='decode')
+    if self.cfg.model.order != 'scale':
+      tokens = tokens.reshape(tokens.shape[0], *self.cfg.model.grid)
+    return self.tokenizer.apply(params, tokens, method='decode_tokens')
 
   def conditions(
     self,

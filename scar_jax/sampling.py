@@ -20,6 +20,7 @@ from scar_jax.filters import (
   check_drawable,
   draw,
   guide,
+  mixture,
   ramp_weights,
 )
 from scar_jax.models.scar import Conditions, Scar
@@ -45,12 +46,14 @@ class Generated(NamedTuple):
   Attributes:
     tokens: finished targets, row-major.
     bad: samples whose logits no draw was possible from.
+    latent: sum of the codes (scale order); with `smooth` no tokens have it.
     guided: guided logits in target order, only with `trace`.
     raw: logits of every branch, the conditional one first, with `trace`.
   """
 
   tokens: Int[Array, 'B N']
   bad: Bool[Array, ' B']
+  latent: Float[Array, 'B h w C'] | None = None
   guided: Float[Array, 'B N V'] | None = None
   raw: Float[Array, 'G B N V'] | None = None
 
@@ -97,6 +100,11 @@ def _tiled(inputs: Any, count: int) -> Inputs:
   )
 
 
+def _adds(accumulate: Accumulate, codes: Float[Array, 'B n V']) -> Accumulate:
+  """`accumulate` of a mixture of codes in place of the ids it is given."""
+  return lambda k, latent, ids: accumulate(k, latent, codes)
+
+
 def generate(
   model: Scar,
   variables: PyTree,
@@ -133,26 +141,34 @@ def generate(
     text, image = 1 + (scales - 1) * weight
     guided = guide(raw, cfg.guidance_mode, text, image)
     tokens, bad = draw(guided, sample_keys(seeds, k), cfg)
+    add = accumulate
     if forced is not None:
       tokens = jax.lax.dynamic_slice_in_dim(forced, start, size, axis=1)
-    return order.write(state, k, tokens, accumulate), bad, (guided, raw)
+    elif cfg.smooth and accumulate is not None:
+      soft = mixture(
+        guided, sample_keys(seeds, k), cfg, k / max(len(sizes) - 1, 1)
+      )
+      tokens = jnp.argmax(soft, axis=-1).astype(jnp.int32)
+      add = _adds(accumulate, soft)
+    return order.write(state, k, tokens, add), bad, (guided, raw)
 
   def step(state, cache, k, size, start, weight):
     inputs = _tiled(order.step_inputs(state, k), branches)
     logits, cache = model.apply(
-      variables, inputs, cache, stacked, method='decode'
+      variables, inputs, cache, vector, method='decode'
     )
     logits = logits[:, order.logit_slots(k if isinstance(k, int) else 1)]
     state, bad, logs = choose(state, logits, k, size, start, weight)
     return state, cache, bad, logs
 
   stacked = stack_branches(cond, cfg.guidance_mode)
-  logits, cache = model.apply(
+  prefilled: Any = model.apply(
     variables,
     stacked,
     cache_size(layout.length),
     method='prefill',
   )
+  logits, cache, vector = prefilled
   state = order.start(batch, sample_keys(seeds, PERMUTATION))
   logs, bad, first = [], jnp.zeros(batch, bool), 0
   if order.from_prefix:
@@ -185,9 +201,9 @@ def generate(
       logs.append(log)
   tokens = order.tokens(state)
   if not trace:
-    return Generated(tokens, bad)
+    return Generated(tokens, bad, state.latent)
   guided, raw = jax.tree.map(lambda *t: jnp.concatenate(t, axis=-2), *logs)
-  return Generated(tokens, bad, guided, raw)
+  return Generated(tokens, bad, state.latent, guided, raw)
 
 
 def sample_keys(
@@ -216,6 +232,19 @@ def check_guidance(model: ScarConfig, mode: str) -> None:
       f'sample.guidance_mode={mode!r} needs null conditions that this model '
       f'does not have; accepted: {", ".join(accepted)} (train with '
       '--config.model.cond_dropout=joint, or set sample.guidance_mode)'
+    )
+
+
+def check_smooth(model: ScarConfig, cfg: SamplerConfig) -> None:
+  """Raises where a mixture of codes has no place to go.
+
+  Raises:
+    ValueError: `smooth` with an order whose inputs are tokens.
+  """
+  if cfg.smooth and model.order != 'scale':
+    raise ValueError(
+      f'sample.smooth=True with order {model.order!r}, which goes on from '
+      "tokens; accepted: the order 'scale' (set --config.sample.smooth=False)"
     )
 
 
@@ -249,9 +278,11 @@ class Sampler:
   def __init__(self, model: Scar, cfg: SamplerConfig):
     self.model, self.cfg, self.compilations = model, cfg, 0
 
-    def traced(variables, cond, seeds, scales, forced, cfg, trace):
+    def traced(variables, cond, seeds, scales, forced, add, cfg, trace):
       self.compilations += 1
-      return generate(model, variables, cond, seeds, scales, cfg, forced, trace)
+      return generate(
+        model, variables, cond, seeds, scales, cfg, forced, trace, add
+      )
 
     self._run = jax.jit(traced, static_argnames=('cfg', 'trace'))
 
@@ -264,11 +295,12 @@ class Sampler:
     guidance_image: float | None = None,
     forced: Int[Array, 'B N'] | None = None,
     trace: bool = False,
+    accumulate: Accumulate | None = None,
   ) -> Generated:
     """`generate` with this sampler's config; scales may be overridden.
 
     Raises:
-      ValueError: guidance that the model cannot do, or undrawable logits.
+      ValueError: settings that the model cannot do, or undrawable logits.
     """
     given = {'guidance': guidance, 'guidance_image': guidance_image}
     cfg = dataclasses.replace(
@@ -276,12 +308,14 @@ class Sampler:
     )
     scales, static = split_scales(cfg)
     check_guidance(self.model.cfg, static.guidance_mode)
+    check_smooth(self.model.cfg, static)
     out = self._run(
       variables,
       cond,
       jnp.asarray(seeds, jnp.uint32),
       scales,
       forced,
+      accumulate,
       cfg=static,
       trace=trace,
     )
@@ -295,9 +329,17 @@ class Sampler:
     seeds: Int[Array, ' B'],
     guidance: float | None = None,
     guidance_image: float | None = None,
+    accumulate: Accumulate | None = None,
   ) -> Int[Array, 'B N']:
     """Target tokens, row-major."""
-    return self.run(variables, cond, seeds, guidance, guidance_image).tokens
+    return self.run(
+      variables,
+      cond,
+      seeds,
+      guidance,
+      guidance_image,
+      accumulate=accumulate,
+    ).tokens
 
 
 @functools.lru_cache(maxsize=8)

@@ -11,6 +11,7 @@ from scar_jax import config as config_lib
 from scar_jax.config import batch_per_device, check, default_config
 from scar_jax.config_values import read_value
 from scar_jax.data.sources import make_source
+from scar_jax.train.tasks.tokenizer import model_config
 
 
 def _raw(**fields):
@@ -144,6 +145,33 @@ def test_every_word_of_the_config_files_is_a_valid_config(module, stage):
       seen.add(config_lib.to_json(config))
   # The conditions are SCAR's alone; smoke is smoke, `full` or not.
   assert len(seen) == (3 if stage in ('tokenizer', 'encoder') else 10)
+
+
+@pytest.mark.parametrize(
+  ('module', 'sides'),
+  [(openmoji, (1, 2, 3, 4, 6, 9, 12)), (scenes, (1, 2, 3, 4, 6, 8))],
+)
+def test_the_scale_order_has_a_tokenizer_of_many_scales(module, sides):
+  config = check(module.get_config('tokenizer,order=scale'))
+  assert config.model.patch_nums == sides
+  tokenizer = model_config(config.model)
+  assert tokenizer.image_size == config.data.image_size
+  assert tokenizer.code_dim == model_config(_tokenizer(module).model).code_dim
+  assert check(module.get_config('edit,order=scale')).order.name == 'scale'
+  assert _tokenizer(module).model.patch_nums == ()
+
+
+def _tokenizer(module):
+  return check(module.get_config('tokenizer'))
+
+
+def test_sides_of_scales_grow_to_the_grid():
+  assert common.scale_sides(16) == (1, 2, 3, 4, 6, 9, 13, 16)
+  for grid in range(1, 40):
+    sides = common.scale_sides(grid)
+    assert sides[0] == 1
+    assert sides[-1] == grid
+    assert list(sides) == sorted(set(sides))
 
 
 @pytest.mark.parametrize('module', [openmoji, scenes])

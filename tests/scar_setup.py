@@ -8,7 +8,9 @@ from scar_cases import noisy
 from scar_jax.artifacts import Artifact
 from scar_jax.config import check, default_config
 from scar_jax.models.encoders.semantic import EncoderConfig, SemanticEncoder
-from scar_jax.models.tokenizers.vq import VQConfig, VQModel
+from scar_jax.models.tokenizers.make import make_tokenizer
+from scar_jax.models.tokenizers.msvq_config import MSVQConfig
+from scar_jax.models.tokenizers.vq import VQConfig
 from scar_jax.sharding import unbox
 
 SIZE = 8  # pixels; 2 x 2 tokens
@@ -21,17 +23,20 @@ def _artifact(kind, cfg, module, seed):
   return Artifact(kind, cfg, params, 'none', {}, '')
 
 
-def frozen_artifacts():
+def frozen_artifacts(order='raster'):
   """A tokenizer of 16 codes and an encoder of 4 x 4 features."""
-  vq = VQConfig(
-    codes=16, code_dim=4, ch=8, ch_mult=(1,), res_blocks=1, z_channels=8,
-    groups=0, attn=False, patch=4,
+  small = dict(
+    codes=16, code_dim=4, ch=8, ch_mult=(1,), res_blocks=1, groups=0,
+    attn=False, patch=4,
   )  # fmt: skip
+  vq = VQConfig(z_channels=8, **small)
+  if order == 'scale':
+    vq = MSVQConfig(patch_nums=(1, 2), phis=2, skip=True, **small)
   encoder = EncoderConfig(
     image_size=16, patch=4, width=8, depth=1, heads=2, table=4
   )
   return {
-    'tokenizer': _artifact('tokenizer', vq, VQModel, 1),
+    'tokenizer': _artifact('tokenizer', vq, make_tokenizer, 1),
     'encoder': _artifact('encoder', encoder, SemanticEncoder, 2),
   }
 

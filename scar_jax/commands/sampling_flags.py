@@ -14,7 +14,7 @@ _FLOATS = {
   'temperature': '0 is greedy.',
   'top_p': 'Keep the most likely codes up to this mass; 1 is all.',
 }
-SETTINGS = (*_FLOATS, 'top_k')
+SETTINGS = (*_FLOATS, 'top_k', 'smooth')
 
 
 def define(values: flags.FlagValues) -> None:
@@ -32,6 +32,10 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_integer(
     'top_k', None, 'Keep this many codes; 0 is all.', flag_values=values
   )
+  flags.DEFINE_boolean(
+    'smooth', None, 'Mix codes in place of drawing one (scale order).',
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_integer('seed', 0, 'Of the first image.', flag_values=values)
   flags.DEFINE_integer(
     'batch', None, 'Images made together.', lower_bound=1, flag_values=values

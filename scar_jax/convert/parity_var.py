@@ -21,11 +21,11 @@ from scar_jax.convert.selftest import Check, Fixture, gradient
 from scar_jax.filters import SamplerConfig
 from scar_jax.models.scar import Conditions, Scar
 from scar_jax.models.tokenizers.msvq import (
-  MSVQConfig,
   MSVQModel,
   accumulator,
   straight_through,
 )
+from scar_jax.models.tokenizers.msvq_config import MSVQConfig
 from scar_jax.sampling import generate
 from scar_jax.types import PyTree
 

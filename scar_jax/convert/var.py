@@ -24,7 +24,7 @@ from scar_jax.models.decoder import DecoderConfig, decoder_size
 from scar_jax.models.prefill import PrefixConfig
 from scar_jax.models.scar import Scar, empty_conditions
 from scar_jax.models.scar_config import ScarConfig
-from scar_jax.orders.scale import PATCH_NUMS
+from scar_jax.orders.scale import PATCH_NUMS, blank
 from scar_jax.parts import EditorConfig, TextSetup
 from scar_jax.types import PyTree
 
@@ -80,26 +80,24 @@ def table(cfg: ScarConfig) -> list[Entry]:
 
 
 def _check_plain(cfg: ScarConfig) -> None:
-  if cfg.order != 'scale' or cfg.prefix.compress != 'off':
+  given = (cfg.order, cfg.prefix.compress, cfg.text.kind)
+  if given != ('scale', 'off', 'label'):
     raise ValueError(
-      f'order={cfg.order!r}, prefix.compress={cfg.prefix.compress!r} has no '
-      "counterpart in VAR; accepted: 'scale', 'off' (set --config.order.name "
-      'and prefix.compress)'
+      f'order={given[0]!r}, prefix.compress={given[1]!r}, text.kind='
+      f"{given[2]!r} has no counterpart in VAR; accepted: 'scale', 'off', "
+      "'label' (set --config.order.name, prefix.compress and text.kind)"
     )
 
 
 def abstract_params(cfg: ScarConfig) -> PyTree:
   """Shapes of `Scar(cfg)`'s parameters, without making any."""
-  sides = cfg.patch_nums
-
-  def no_latents(k: int, latent: Any, ids: Any) -> tuple[None, jax.Array]:
-    side = sides[min(k + 1, len(sides) - 1)]
-    return None, jnp.zeros((1, side**2, cfg.latent_dim))
 
   def init() -> PyTree:
-    tokens = jnp.zeros((1, sum(p * p for p in sides)), jnp.int32)
     return Scar(cfg).init(
-      jax.random.key(0), tokens, empty_conditions(cfg, 1), accumulate=no_latents
+      jax.random.key(0),
+      jnp.zeros((1, cfg.make_order().num_targets), jnp.int32),
+      empty_conditions(cfg, 1),
+      accumulate=blank(cfg.patch_nums, cfg.latent_dim),
     )
 
   return jax.eval_shape(init)['params']

@@ -21,7 +21,8 @@ from scar_jax.convert.common import (
 )
 from scar_jax.convert.llamagen_vq import res_block
 from scar_jax.convert.sizes import count, shape_of, width_multiples
-from scar_jax.models.tokenizers.msvq import MSVQConfig, MSVQModel, msvq_config
+from scar_jax.models.tokenizers.msvq import MSVQModel
+from scar_jax.models.tokenizers.msvq_config import MSVQConfig, msvq_config
 from scar_jax.orders.scale import PATCH_NUMS
 from scar_jax.types import PyTree
 
@@ -180,9 +181,10 @@ def reverse(cfg: MSVQConfig, params: PyTree) -> dict[str, Any]:
   Raises:
     ValueError: a tokenizer that the reference's code cannot run.
   """
-  if cfg.groups != 32 or not cfg.attn:
+  if (cfg.groups, cfg.attn, cfg.patch, cfg.skip) != (32, True, 1, False):
     raise ValueError(
-      f'a tokenizer with groups={cfg.groups}, attn={cfg.attn} has no '
-      'counterpart in VAR; accepted: 32, True'
+      f'a tokenizer with groups={cfg.groups}, attn={cfg.attn}, '
+      f'patch={cfg.patch}, skip={cfg.skip} has no counterpart in VAR; '
+      'accepted: 32, True, 1, False'
     )
   return disassemble(table(cfg), params)

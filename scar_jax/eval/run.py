@@ -16,7 +16,7 @@ from scar_jax.data.records import Record, RecordError, Source
 from scar_jax.data.transforms import to_uint8
 from scar_jax.eval.openmoji import masked_psnr, score_edits
 from scar_jax.eval.scenes import score_scenes
-from scar_jax.models.tokenizers.vq import VQModel
+from scar_jax.models.tokenizers.make import make_tokenizer
 from scar_jax.types import PyTree
 
 # What is held out of each source, by name of the source.
@@ -54,7 +54,7 @@ class Reconstructor:
   """
 
   def __init__(self, cfg: Any, params: PyTree, batch: int = 16):
-    model: Any = VQModel(cfg)
+    model = make_tokenizer(cfg)
 
     @jax.jit
     def run(params: PyTree, images: jax.Array) -> jax.Array:

@@ -1,9 +1,10 @@
 """Token table and head that start from the geometry of the codebook.
 
 In: fresh decoder parameters and the tokenizer's codes. Out: the same tree with
-two tables replaced. From scratch a decoder must learn which codes look alike
-from counts of tokens alone; here similar codes start with similar embeddings
-and similar logits. Ours; LlamaGen starts from noise and a zero head (3.3).
+these two replaced (the scale order has no token table: it sees the codes). From
+scratch a decoder must learn which codes look alike from counts of tokens alone;
+here similar codes start with similar embeddings and similar logits. Ours;
+LlamaGen starts from noise and a zero head (3.3).
 """
 
 import jax
@@ -39,7 +40,7 @@ def codebook_tables(
 def start_from_codebook(
   params: PyTree, codes: Float[Array, 'V C'], rng: Array
 ) -> PyTree:
-  """`params` of a `Scar` with both tables of its decoder replaced.
+  """`params` of a `Scar` with token table and head of its decoder replaced.
 
   Args:
     params: fresh, boxed with their logical axes or not.
@@ -47,16 +48,12 @@ def start_from_codebook(
     rng: see `codebook_tables`.
   """
   decoder = params['decoder']
-  width = jax.tree.leaves(decoder['token']['embedding'])[0].shape[1]
+  width = jax.tree.leaves(decoder['head']['kernel'])[0].shape[0]
   table, head = codebook_tables(codes, width, rng)
   # Mapping over a boxed leaf keeps its box.
-  token = jax.tree.map(lambda _: table, decoder['token']['embedding'])
   kernel = jax.tree.map(lambda _: head, decoder['head']['kernel'])
-  return {
-    **params,
-    'decoder': {
-      **decoder,
-      'token': {'embedding': token},
-      'head': {**decoder['head'], 'kernel': kernel},
-    },
-  }
+  new = {**decoder, 'head': {**decoder['head'], 'kernel': kernel}}
+  if 'token' in decoder:
+    token = jax.tree.map(lambda _: table, decoder['token']['embedding'])
+    new['token'] = {'embedding': token}
+  return {**params, 'decoder': new}

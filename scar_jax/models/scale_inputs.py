@@ -1,10 +1,10 @@
 """What VAR adds around the decoder: its input tables, all in float32.
 
-In: class ids, `Inputs` of the scale order, prefix embeddings. Out: the
-condition vector of the AdaLN blocks, embeddings of target positions and of the
-prefix. There is no rotary embedding: places and scales are learned. Called by
-`models/scar.py`. Source: FoundationVision/VAR (method 4.2, 4.4), method 4.5 for
-the prefix.
+In: class ids, `Inputs` of the scale order, embeddings of prefix and text. Out:
+the condition vector of the AdaLN blocks, embeddings of target positions, of
+prefix and text. There is no rotary embedding: places and scales are learned.
+Called by `models/scar.py`. Source: FoundationVision/VAR (method 4.2, 4.4),
+method 4.5 for prefix and text.
 """
 
 from typing import Any
@@ -27,14 +27,17 @@ class ScaleInputs(nn.Module):
   Attributes:
     order: the scales.
     width: D.
-    classes: of the class table; id `classes` is the null class.
+    classes: of the class table; id `classes` is the null class, the only one
+      of a model without classes.
     prefix_len: P, 0 without a prefix.
+    text_len: T, 0 without a text.
   """
 
   order: ScaleOrder
   width: int
   classes: int
   prefix_len: int = 0
+  text_len: int = 0
 
   def setup(self):
     order, init = self.order, nn.initializers.normal(ada_std(self.width))
@@ -53,16 +56,47 @@ class ScaleInputs(nn.Module):
     if self.prefix_len:
       self.prefix_place = table('prefix_place', self.prefix_len)
       self.prefix_level = table('prefix_level', 1)
+    if self.text_len:
+      self.text_place = table('text_place', self.text_len)
+      self.text_level = table('text_level', 1)
+      # Zero: a new model starts from the null class, which VAR has learned.
+      self.pooled = nl.Dense(
+        (self.width,), ('embed', None), kernel_init=nn.initializers.zeros
+      )
 
   def condition(
-    self, label: Int[Array, ' B'], null: Bool[Array, ' B']
+    self,
+    null: Bool[Array, ' B'],
+    label: Int[Array, ' B'] | None = None,
+    text: Float[Array, 'B T D'] | None = None,
+    mask: Bool[Array, 'B T'] | None = None,
   ) -> Float[Array, 'B D']:
-    """The class embedding; `null` rows get the null class."""
-    return jnp.asarray(self.label)[jnp.where(null, self.classes, label)]
+    """The class embedding; without classes the null class, and pooled text.
+
+    Args:
+      null: rows that get the null class, and whose text is the null text.
+      label: class ids.
+      text: embeddings of the text.
+      mask: True at its words; an all-False row is the null text.
+    """
+    if label is not None:
+      return jnp.asarray(self.label)[jnp.where(null, self.classes, label)]
+    vector = jnp.broadcast_to(self.label[-1], (len(null), self.width))
+    if text is None or mask is None:
+      return vector
+    # A null text has no words, and a row must not keep those it had.
+    null = null | ~jnp.any(mask, axis=-1)
+    words = (mask | null[:, None])[..., None].astype(jnp.float32)
+    mean = jnp.sum(text * words, axis=1) / jnp.sum(words, axis=1)
+    return vector + self.pooled(mean)
 
   def prefix(self, x: Float[Array, 'B P D']) -> Float[Array, 'B P D']:
     """Prefix embeddings with their places and a level of their own."""
     return x + self.prefix_place + self.prefix_level
+
+  def text(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    """Text embeddings with their places and a level of their own."""
+    return x + self.text_place + self.text_level
 
   def __call__(
     self, inputs: Inputs, cond: Float[Array, 'B D']

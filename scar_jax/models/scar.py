@@ -3,7 +3,7 @@
 In: target tokens `[B, N]` and `Conditions`. Out: `ScarOutput` for training;
 `prefill` and `decode` for the sampler. The sequence is always
 [prefix; text; target inputs], masked by set ids alone; the scale order turns
-its class into the blocks' condition vector. Called by `train/tasks/scar.py` and
+class or text into the blocks' condition vector too. Called by the task and
 `sampling.py`. Source: method 3.7, 4, 7.1, 9.1.
 """
 
@@ -75,6 +75,7 @@ class _Set0(NamedTuple):
   x: Float[Array, 'B L D']
   valid: Bool[Array, 'B L'] | None  # None: no key is hidden
   restored: Float[Array, 'B h w d'] | None
+  vector: Float[Array, 'B D'] | None  # condition of the adaln blocks
 
 
 def _standardise(x: Float[Array, '... D']) -> Float[Array, '... D']:
@@ -101,10 +102,11 @@ class Scar(nn.Module):
       shape = (cfg.prefix.length, D)
       self.null_prefix = self.param('null_prefix', init, shape)
     if self._scales:
+      classes = cfg.text.classes if cfg.text.kind == 'label' else 0
       self.scale = ScaleInputs(
-        self.order, D, cfg.text.classes, cfg.prefix.length, name='scale'
+        self.order, D, classes, cfg.prefix.length, cfg.text_len, name='scale'
       )
-    elif cfg.text.kind != 'none':
+    if cfg.text_len:
       self.text = TextEmbedder(cfg.text, D, name='text')
     if cfg.order == 'random':
       init = annotated(nn.initializers.normal(0.02), 'embed')
@@ -140,13 +142,12 @@ class Scar(nn.Module):
   def set0(self, cond: Conditions, deterministic: bool = True) -> _Set0:
     """Embeddings of prefix and text, and which of their keys are hidden."""
     cfg = self.cfg
-    batch = self._batch(cond)
-    parts, valid, restored = [], None, None
+    batch, null = self._batch(cond), self._null_text(cond)
+    parts, text, valid, restored, vector = [], None, None, None, None
     if cfg.prefix.compress != 'off':
       prefix, restored = self._prefix(cond)
       parts.append(self.scale.prefix(prefix) if self._scales else prefix)
     if cfg.text_len:
-      null = self._null_text(cond)
       if cfg.text.kind == 'label':
         text = self.text.label(_given(cond, 'label'), null)
       else:
@@ -156,10 +157,14 @@ class Scar(nn.Module):
         if cfg.text.mask_pad:
           ones = jnp.ones((batch, cfg.prefix.length), bool)
           valid = jnp.concatenate([ones, seen], axis=1)
-      parts.append(self.dropout(text, deterministic=deterministic))
+      x = self.scale.text(text) if self._scales else text
+      parts.append(self.dropout(x, deterministic=deterministic))
+    if self._scales:
+      label = _given(cond, 'label') if cfg.text.kind == 'label' else None
+      vector = self.scale.condition(null, label, text, cond.text_mask)
     if not parts:
       parts.append(jnp.zeros((batch, 0, cfg.decoder.width)))
-    return _Set0(jnp.concatenate(parts, axis=1), valid, restored)
+    return _Set0(jnp.concatenate(parts, axis=1), valid, restored, vector)
 
   @property
   def _scales(self) -> bool:
@@ -168,13 +173,6 @@ class Scar(nn.Module):
   def _null_text(self, cond: Conditions) -> Bool[Array, ' B']:
     null = cond.null_text
     return jnp.zeros(self._batch(cond), bool) if null is None else null
-
-  def vector(self, cond: Conditions | None) -> Float[Array, 'B D'] | None:
-    """The condition of the adaln blocks; None for the llama block."""
-    if not self._scales:
-      return None
-    assert cond is not None
-    return self.scale.condition(_given(cond, 'label'), self._null_text(cond))
 
   def _rope(self, positions, zero=None):
     cfg = self.cfg.decoder
@@ -205,6 +203,7 @@ class Scar(nn.Module):
     perm: Int[Array, 'B N'] | None = None,
     deterministic: bool = True,
     accumulate: Accumulate | None = None,
+    seen: Int[Array, 'B N'] | None = None,
   ) -> ScarOutput:
     """A teacher-forced pass.
 
@@ -217,6 +216,7 @@ class Scar(nn.Module):
       perm: permutations of the random order; drawn from 'order' if absent.
       deterministic: no dropout of any kind (other than by `draws`).
       accumulate: of the multi-scale tokenizer, for the scale order.
+      seen: tokens that the inputs are made of, in place of `tokens`.
     """
     cfg, layout = self.cfg, self.layout
     batch = tokens.shape[0]
@@ -228,7 +228,8 @@ class Scar(nn.Module):
       keys = jax.random.split(self.make_rng('order'), batch)
       perm = self.order.draw(keys)
     set0 = self.set0(cond, deterministic)
-    seen = tokens if deterministic else self._noisy(tokens)
+    if seen is None:
+      seen = tokens if deterministic else self._noisy(tokens)
     inputs = self.order.train_inputs(seen, perm, accumulate)
     target_pos = layout.target_positions(inputs)
     pos0 = jnp.asarray(layout.positions)
@@ -237,7 +238,7 @@ class Scar(nn.Module):
     positions = jnp.concatenate([pos0, target_pos], axis=-2)
     zero = jnp.pad(jnp.asarray(layout.zero_rope), (0, layout.target_len))
     rope = self._rope(positions, zero)
-    vector = self.vector(cond)
+    vector = set0.vector
     x = self._embed(
       inputs, jax.tree.map(lambda t: t[..., layout.set0_len :, :], rope), vector
     )
@@ -274,9 +275,11 @@ class Scar(nn.Module):
     prefix and the text again, and its own mistakes in sampling are nothing new
     (the idea of the self-correction in FoundationVision/Infinity). In some
     samples no input is left: a few clean ones already tell what the text says.
+    In the scale order noise changes the targets: the tokenizer makes both
+    (`seen`).
     """
     cfg = self.cfg
-    if not (cfg.token_noise or cfg.context_dropout):
+    if self._scales or not (cfg.token_noise or cfg.context_dropout):
       return tokens
     share, lost, hit, code = jax.random.split(self.make_rng('dropout'), 4)
     rows = (len(tokens), 1)
@@ -318,10 +321,10 @@ class Scar(nn.Module):
 
   def prefill(
     self, cond: Conditions, cache_size: int
-  ) -> tuple[Float[Array, 'B 1 V'] | None, KVCache]:
-    """Set 0 into a new cache; logits of its last position.
+  ) -> tuple[Float[Array, 'B 1 V'] | None, KVCache, Float[Array, 'B D'] | None]:
+    """Set 0 into a new cache; logits of its last position; condition vector.
 
-    A scale order without a prefix has no set 0, and no logits yet.
+    VAR without a prefix has no set 0, and no logits yet.
 
     Args:
       cond: conditions, all guidance branches stacked along the batch.
@@ -332,7 +335,7 @@ class Scar(nn.Module):
     cfg = self.cfg.decoder
     cache = make_cache(cfg, set0.x.shape[0], cache_size, cfg.dtype)
     if not layout.set0_len:
-      return None, cache
+      return None, cache, set0.vector
     rope = self._rope(
       jnp.asarray(layout.positions), jnp.asarray(layout.zero_rope)
     )
@@ -342,23 +345,24 @@ class Scar(nn.Module):
       jnp.asarray(layout.set_ids[: layout.set0_len]),
       cache=cache,
       key_valid=set0.valid,
-      cond=self.vector(cond),
+      cond=set0.vector,
     )
-    return self.decoder.logits(hidden[:, -1:]), cache
+    return self.decoder.logits(hidden[:, -1:]), cache, set0.vector
 
   def decode(
-    self, inputs: Inputs, cache: KVCache, cond: Conditions | None = None
+    self,
+    inputs: Inputs,
+    cache: KVCache,
+    vector: Float[Array, 'B D'] | None = None,
   ) -> tuple[Float[Array, 'B M V'], KVCache]:
     """One sampling step: logits of all its inputs.
 
     Args:
       inputs: of the step.
       cache: of all steps before.
-      cond: the conditions, for the scale order: its blocks read the class in
-        every step.
+      vector: that of `prefill`, which the adaln blocks read in every step.
     """
     rope = self._rope(self.layout.target_positions(inputs))
-    vector = self.vector(cond)
     x = self._embed(inputs, rope, vector)
     hidden, cache = self.decoder(
       x, rope, inputs.set_ids, cache=cache, cond=vector

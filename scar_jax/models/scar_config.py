@@ -36,7 +36,8 @@ class ScarConfig:
     prefix: compressed semantic prefill; `out` is the decoder's width.
     text: text or class condition.
     order: 'raster', 'scale' or 'random'. The scale order is VAR's: its decoder
-      has the adaln block, and the class is a vector instead of a token.
+      has the adaln block, whose condition vector is the class (in place of a
+      class token) or the pooled text (beside the text's tokens).
     grid: (h, w) of the target tokens; of the last scale.
     num_sets: sets of the random order.
     patch_nums: sides of the scale order.
@@ -50,9 +51,10 @@ class ScarConfig:
     token_dropout: rate on embeddings of text, or of text and target.
     token_dropout_scope: 'text' or 'all'; never the prefix.
     token_noise: largest share of target inputs replaced by random codes, drawn
-      per sample, in training.
+      per sample, in training; in the scale order the targets follow, see
+      `MSVQModel.encode_noisy`.
     context_dropout: share of samples in training all of whose target inputs
-      are random codes.
+      are random codes; not of the scale order.
     align_hidden: 'post_norm', or 'pre_norm' with a non-affine LayerNorm on
       both sides of the alignment.
   """
@@ -96,7 +98,7 @@ class ScarConfig:
         "cond_dropout='joint' without a prefix; accepted: 'text' "
         '(set --config.model.cond_dropout)'
       )
-    if self.order != 'scale' and not prefix.length + self.text.positions:
+    if not prefix.length + self.text.positions:
       raise ValueError(
         'a model without prefix and without text has nothing to start from; '
         'accepted: at least one (set --config.prefix.compress or text.kind)'
@@ -104,7 +106,7 @@ class ScarConfig:
     self.make_layout()  # the order's own checks
 
   def _check_scale(self) -> None:
-    """The scale order and the adaln block come together, with a class."""
+    """The scale order and the adaln block come together."""
     if (self.order == 'scale') != (self.decoder.block == 'adaln'):
       raise ValueError(
         f'order={self.order!r} with block={self.decoder.block!r}; accepted: '
@@ -113,16 +115,17 @@ class ScarConfig:
       )
     if self.order != 'scale':
       return
+    if self.context_dropout:
+      raise ValueError(
+        f"context_dropout={self.context_dropout} with order='scale', whose "
+        'inputs are no tokens; accepted: 0 '
+        '(set --config.model.context_dropout)'
+      )
     if self.grid != (self.patch_nums or (0,))[-1:] * 2:
       raise ValueError(
         f'patch_nums={self.patch_nums} for a token grid of {self.grid}; '
         'accepted: square grids, the last scale as large as the grid '
-        '(set --config.order.patch_nums)'
-      )
-    if self.text.kind != 'label':
-      raise ValueError(
-        f"text.kind={self.text.kind!r} with order='scale'; accepted: 'label' "
-        '(set --config.text.kind)'
+        '(set --config.model.patch_nums of the tokenizer)'
       )
     if self.prefix.from_tokens:
       raise ValueError(
@@ -145,8 +148,9 @@ class ScarConfig:
 
   @property
   def text_len(self) -> int:
-    """Text positions of the sequence."""
-    return 0 if self.order == 'scale' else self.text.positions
+    """Text positions of the sequence; VAR's class is no position."""
+    no_token = self.order == 'scale' and self.text.kind == 'label'
+    return 0 if no_token else self.text.positions
 
   @property
   def has_null_prefix(self) -> bool:

@@ -60,8 +60,8 @@ def make_order(
   sides = tuple(patch_nums or PATCH_NUMS[256])
   if (sides[-1], sides[-1]) != tuple(grid):
     raise ValueError(
-      f'order.patch_nums={sides} for a token grid of {grid}; accepted: square '
+      f'patch_nums={sides} for a token grid of {grid}; accepted: square '
       'grids, the last scale as large as the grid '
-      '(set --config.order.patch_nums)'
+      '(set --config.model.patch_nums of the tokenizer)'
     )
   return ScaleOrder(sides)

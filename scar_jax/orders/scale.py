@@ -30,9 +30,21 @@ PATCH_NUMS = {
   1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
 }
 
-# (scale from 0, running latent or None, ids [B, p * p]) -> (running latent,
-# inputs of the next scale [B, p' * p', Cv], or None after the last).
+# (scale from 0, running latent or None, ids [B, p * p] or weights over the
+# codes [B, p * p, V]) -> (running latent, inputs of the next scale
+# [B, p' * p', Cv] or None after the last).
 Accumulate = Callable[[int, Any, Array], tuple[Any, Any]]
+
+
+def blank(patch_nums: tuple[int, ...], channels: int) -> Accumulate:
+  """An `Accumulate` of zeros, to initialise a model without its tokenizer."""
+
+  def accumulate(k: int, latent: None, ids: Array) -> tuple[None, Array | None]:
+    if k + 1 == len(patch_nums):
+      return None, None
+    return None, jnp.zeros((ids.shape[0], patch_nums[k + 1] ** 2, channels))
+
+  return accumulate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +61,8 @@ class ScaleOrder:
     sides = self.patch_nums
     if not sides or sides[0] < 1 or list(sides) != sorted(set(sides)):
       raise ValueError(
-        f'order.patch_nums={sides}; accepted: sides from 1 on, each larger '
-        'than the one before (set --config.order.patch_nums)'
+        f'patch_nums={sides}; accepted: sides from 1 on, each larger than the '
+        'one before (set --config.model.patch_nums of the tokenizer)'
       )
 
   @property

@@ -9,7 +9,8 @@ import pytest
 from scar_jax.convert import var_vqvae
 from scar_jax.convert.common import disassemble, flatten
 from scar_jax.models.tokenizers import residual
-from scar_jax.models.tokenizers.msvq import MSVQConfig, MSVQModel, msvq_config
+from scar_jax.models.tokenizers.msvq import MSVQModel
+from scar_jax.models.tokenizers.msvq_config import MSVQConfig, msvq_config
 from scar_jax.orders import PATCH_NUMS
 
 CFG = MSVQConfig(

@@ -142,8 +142,11 @@ def test_a_scale_sees_the_prefix_and_earlier_scales_only(tokenizer):
     ({'grid': (4, 5)}, r'patch_nums=\(1, 2, 3, 4\) for .*\(4, 5\)'),
     ({'patch_nums': ()}, r'patch_nums=\(\) for a token grid'),
     (
-      {'text': var.TextCondition('t5', 3, 5)},
-      r"text.kind='t5' with order='scale'; accepted: 'label'",
+      {
+        'text': var.TextCondition('none'),
+        'prefix': PrefixConfig('off', out=16),
+      },
+      'without prefix and without text has nothing to start from',
     ),
     (
       {'prefix': PrefixConfig('vq', grid=(4, 4), width=16, out=16)},

@@ -34,8 +34,8 @@ def init_usage(codes: int, code_dim: int) -> Usage:
 
 def update_usage(
   usage: Usage,
-  ids: Int[Array, 'B h w'],
-  latent: Float[Array, 'B h w C'],
+  ids: Int[Array, 'B *n'],
+  latent: Float[Array, 'B *n C'],
   valid: Bool[Array, ' B'] | None,
   rng: Array,
   window: int,
@@ -45,7 +45,7 @@ def update_usage(
   Args:
     usage: state before.
     ids: codes used.
-    latent: in the space of the codes.
+    latent: what each id was chosen for, in the space of the codes.
     valid: samples that count; without any, counts only decay.
     rng: for the draw (with replacement, valid positions only).
     window: batches; the counts decay by `1 - 1/window`.
@@ -53,7 +53,8 @@ def update_usage(
   flat = ids.reshape(-1)
   mask = jnp.ones(ids.shape, jnp.float32)
   if valid is not None:
-    mask = mask * valid.reshape(-1, 1, 1).astype(jnp.float32)
+    valid = valid.reshape(-1, *[1] * (ids.ndim - 1))
+    mask = mask * valid.astype(jnp.float32)
   mask = mask.reshape(-1)
   hits = jnp.zeros_like(usage['count']).at[flat].add(mask)
   latents = jax.lax.stop_gradient(latent).reshape(flat.size, -1)

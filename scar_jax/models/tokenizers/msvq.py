@@ -7,10 +7,9 @@ structure is that of FoundationVision/VAR `VQVAE` (method 2.2, 2.3); its names
 are in convert/var_vqvae.py.
 """
 
-import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -20,116 +19,21 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from scar_jax.models.tokenizers import layers, residual
+from scar_jax.models.tokenizers.msvq_config import MSVQConfig
 from scar_jax.models.tokenizers.vq import (
   Decoder,
   Encoder,
-  VQConfig,
   codebook_init,
   straight_through,
 )
-from scar_jax.orders.scale import PATCH_NUMS, Accumulate, ScaleOrder
+from scar_jax.orders.scale import Accumulate
 from scar_jax.sharding import annotated
 from scar_jax.types import PyTree
 
 
-@dataclasses.dataclass(frozen=True)
-class MSVQConfig:
-  """Sizes of an `MSVQModel`; the defaults are VAR's at 256 pixels."""
-
-  codes: int = 4096  # V, codebook entries, shared by all scales
-  code_dim: int = 32  # C, channels of one code
-  patch_nums: tuple[int, ...] = PATCH_NUMS[256]  # sides of the scales
-  phis: int = 4  # modules after the enlarged codes, shared by the scales
-  phi_ratio: float = 0.5  # share of the convolution in them
-  cosine: bool = False  # codes chosen by angle; they are used raw all the same
-  ch: int = 160  # base width
-  ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)  # per level, high to low
-  res_blocks: int = 2  # per encoder level; the decoder has one more
-  groups: int = 32  # of the group norms; 0: norm per position
-  attn: bool = True  # attention at the lowest level
-  dropout: float = 0.0
-  conv_impl: str = 'auto'  # 'auto' | 'xla' | 'matmul'
-  dtype: str = 'float32'  # compute, except of the quantiser
-
-  def __post_init__(self):
-    _ = self.backbone  # its own checks
-    ScaleOrder(tuple(self.patch_nums))
-    if self.phis < 1:
-      raise ValueError(
-        f'tokenizer.phis={self.phis}; accepted: 1 or more (set `phis`)'
-      )
-
-  @property
-  def backbone(self) -> VQConfig:
-    """Encoder and decoder; they are the single-scale tokenizer's."""
-    return VQConfig(
-      codes=self.codes,
-      code_dim=self.code_dim,
-      l2_norm=False,
-      ch=self.ch,
-      ch_mult=tuple(self.ch_mult),
-      res_blocks=self.res_blocks,
-      z_channels=self.code_dim,
-      groups=self.groups,
-      attn=self.attn,
-      dropout=self.dropout,
-      conv_impl=self.conv_impl,
-      dtype=self.dtype,
-    )
-
-  @property
-  def side(self) -> int:
-    """Latents per side."""
-    return self.patch_nums[-1]
-
-  @property
-  def downsample(self) -> int:
-    """Pixels per latent and side."""
-    return self.backbone.downsample
-
-  @property
-  def image_size(self) -> int:
-    """Pixels per side."""
-    return self.side * self.downsample
-
-  @property
-  def set_sizes(self) -> tuple[int, ...]:
-    """Tokens of each scale."""
-    return tuple(p * p for p in self.patch_nums)
-
-  @property
-  def num_tokens(self) -> int:
-    """N, tokens of all scales."""
-    return sum(self.set_sizes)
-
-
-_SIZES: dict[str, dict[str, Any]] = {
-  f'var{size}': dict(patch_nums=sides) for size, sides in PATCH_NUMS.items()
-}
-
-
-def msvq_config(size: str, **overrides: Any) -> MSVQConfig:
-  """A config by size name.
-
-  Args:
-    size: 'var256', 'var512' or 'var1024': one public checkpoint (109M
-      parameters), scales for images of so many pixels.
-    **overrides: fields that differ.
-
-  Raises:
-    ValueError: unknown size.
-  """
-  if size not in _SIZES:
-    raise ValueError(
-      f'tokenizer size {size!r}; accepted: {sorted(_SIZES)} (set '
-      '`tokenizer.size`)'
-    )
-  return MSVQConfig(**(_SIZES[size] | overrides))
-
-
 @flax.struct.dataclass
 class MSVQOutput:
-  """What training needs of one pass.
+  """What training needs of one pass; see also `VQOutput`.
 
   Attributes:
     images: reconstruction, unclamped.
@@ -137,12 +41,28 @@ class MSVQOutput:
     raw: latent as the encoder gives it.
     partial: sum of the codes up to and with each scale, with gradient to
       codebook and phi.
+    queries: what each id was chosen for.
   """
 
   images: Float[Array, 'B H W C']
   ids: Int[Array, 'B N']
   raw: Float[Array, 'B h w C']
   partial: Float[Array, 'R B h w C']
+  queries: Float[Array, 'B N C']
+
+  @property
+  def latent(self) -> Float[Array, 'B h w C']:
+    """What the partial sums approach."""
+    return self.raw
+
+
+class _Pyramid(NamedTuple):
+  """All scales of a latent; fields as in `MSVQOutput`."""
+
+  ids: Int[Array, 'B N']
+  summed: Int[Array, 'B N']  # ids whose codes were really added
+  partial: Float[Array, 'R B h w C']
+  queries: Float[Array, 'B N C']
 
 
 class MSVQModel(nn.Module):
@@ -193,8 +113,12 @@ class MSVQModel(nn.Module):
     """The codes as used everywhere: raw."""
     return jnp.asarray(self.codebook)
 
-  def lookup(self, ids: Int[Array, '...']) -> Float[Array, '... C']:
-    """Codes of ids."""
+  def lookup(
+    self, ids: Int[Array, '...'] | Float[Array, '... V']
+  ) -> Float[Array, '... C']:
+    """Codes of ids; of weights over all codes, their weighted sum."""
+    if jnp.issubdtype(ids.dtype, jnp.floating):
+      return ids @ self.table()
     return self.table()[ids]
 
   def spread(
@@ -211,21 +135,42 @@ class MSVQModel(nn.Module):
     Every scale codes what the scales before left over, always at full size.
     No gradient reaches `raw`.
     """
+    made = self._pyramid(raw)
+    return made.ids, made.partial
+
+  def _pyramid(
+    self,
+    raw: Float[Array, 'B h w C'],
+    mix: Float[Array, ''] | float = 1.0,
+    swap: Callable[[Array], Array] | None = None,
+  ) -> _Pyramid:
+    """Scale by scale.
+
+    Args:
+      raw: latent.
+      mix: 1 sums codes, 0 what they stand for: then the queries are residuals
+        that codes can start from.
+      swap: what is summed in place of the ids of a scale.
+    """
     rest, total = jax.lax.stop_gradient(raw), jnp.zeros_like(raw)
-    ids, partial = [], []
+    ids, summed, partial, queries = [], [], [], []
+    table = jax.lax.stop_gradient(self.table())
     for k, side in enumerate(self.cfg.patch_nums):
-      ids.append(
-        residual.nearest_code(
-          residual.shrink(rest, side),
-          jax.lax.stop_gradient(self.table()),
-          self.cfg.cosine,
-        )
-      )
-      added = self.spread(k, self.lookup(ids[-1]))
+      query = residual.shrink(rest, side)
+      ids.append(residual.nearest_code(query, table, self.cfg.cosine))
+      summed.append(ids[-1] if swap is None else swap(ids[-1]))
+      queries.append(query.reshape(*ids[-1].shape, -1))
+      codes = mix * self.lookup(summed[-1]) + (1 - mix) * queries[-1]
+      added = self.spread(k, codes)
       total = total + added
       rest = rest - jax.lax.stop_gradient(added)
       partial.append(total)
-    return jnp.concatenate(ids, axis=1), jnp.stack(partial)
+    return _Pyramid(
+      jnp.concatenate(ids, axis=1),
+      jnp.concatenate(summed, axis=1),
+      jnp.stack(partial),
+      jnp.concatenate(queries, axis=1),
+    )
 
   def encode(
     self, images: Float[Array, 'B H W C']
@@ -233,6 +178,32 @@ class MSVQModel(nn.Module):
     """Ids of all scales and the latents that they were made of."""
     raw = self.features(images)
     return self.quantize(raw)[0], raw
+
+  def encode_noisy(
+    self, images: Float[Array, 'B H W C'], most: float
+  ) -> tuple[Int[Array, 'B N'], Int[Array, 'B N']]:
+    """Ids for a decoder that is to mend its own mistakes.
+
+    In each sample another share of the codes, up to `most`, gives way to random
+    ones. The scales after them code what the noisy sum left over, so that the
+    ids say how to go on from a wrong start (FoundationVision/Infinity's
+    self-correction). Draws from the rng 'noise'.
+
+    Returns:
+      Ids to predict, and ids that the decoder's inputs are made of.
+    """
+    raw = self.features(images)
+    share = most * jax.random.uniform(self.make_rng('noise'), (len(raw), 1))
+
+    def swap(ids: Array) -> Array:
+      hit, code = jax.random.split(self.make_rng('noise'))
+      hit = jax.random.uniform(hit, ids.shape) < share
+      return jnp.where(
+        hit, jax.random.randint(code, ids.shape, 0, self.cfg.codes), ids
+      )
+
+    made = self._pyramid(raw, swap=swap)
+    return made.ids, made.summed
 
   def split(self, ids: Int[Array, 'B N']) -> list[Int[Array, 'B n']]:
     """Ids of each scale.
@@ -252,14 +223,14 @@ class MSVQModel(nn.Module):
     self,
     k: int,
     latent: Float[Array, 'B h w C'] | None,
-    ids: Int[Array, 'B n'],
+    ids: Int[Array, 'B n'] | Float[Array, 'B n V'],
   ) -> tuple[Float[Array, 'B h w C'], Float[Array, 'B m C'] | None]:
     """One step of sampling: adds scale k.
 
     Args:
       k: scale, from 0.
       latent: sum of the scales before; None before the first.
-      ids: of scale k.
+      ids: of scale k, or weights over the codes.
 
     Returns:
       The new sum, and it resized to the next scale, row-major: what the
@@ -299,22 +270,49 @@ class MSVQModel(nn.Module):
     """Images of ids, unclamped; clip to [-1, 1] for pixels."""
     return self.decode(self.tokens_to_latent(ids)[0])
 
+  def _last(self, partial: Float[Array, 'R B h w C']) -> jax.Array:
+    """Sums to decode in training: of some samples those of the first scales."""
+    count, batch = partial.shape[:2]
+    cut, depth = jax.random.split(self.make_rng('dropout'))
+    depth = jax.random.randint(depth, (batch,), 0, count)
+    cut = jax.random.uniform(cut, (batch,)) < self.cfg.scale_dropout
+    return partial[jnp.where(cut, depth, count - 1), jnp.arange(batch)]
+
   def __call__(
-    self, images: Float[Array, 'B H W C'], deterministic: bool = True
+    self,
+    images: Float[Array, 'B H W C'],
+    deterministic: bool = True,
+    mix: Float[Array, ''] | float = 1.0,
   ) -> MSVQOutput:
-    """The training pass: straight-through codes into the decoder."""
+    """The training pass: straight-through codes into the decoder.
+
+    Args:
+      images: to reconstruct.
+      deterministic: dropout off.
+      mix: 1 decodes the codes, 0 the latents as they are.
+    """
     raw = self.features(images, deterministic)
-    ids, partial = self.quantize(raw)
-    through = straight_through(raw, partial[-1])
+    made = self._pyramid(raw, mix)
+    shortens = self.cfg.scale_dropout and not deterministic
+    codes = self._last(made.partial) if shortens else made.partial[-1]
+    through = straight_through(raw, codes, mix)
     return MSVQOutput(
       images=self.decode(through, deterministic),
-      ids=ids,
+      ids=made.ids,
       raw=raw,
-      partial=partial,
+      partial=made.partial,
+      queries=made.queries,
     )
 
 
+@functools.lru_cache(maxsize=8)
+def _accumulate(cfg: MSVQConfig) -> Callable[..., Any]:
+  return functools.partial(MSVQModel(cfg).apply, method='accumulate')
+
+
 def accumulator(cfg: MSVQConfig, params: PyTree) -> Accumulate:
-  """`MSVQModel.accumulate` with its parameters, as the scale order takes it."""
-  model = MSVQModel(cfg)
-  return functools.partial(model.apply, {'params': params}, method='accumulate')
+  """`MSVQModel.accumulate` with its parameters, as the scale order takes it.
+
+  A pytree: a compiled function takes it as an argument, parameters and all.
+  """
+  return jax.tree_util.Partial(_accumulate(cfg), {'params': params})

@@ -92,7 +92,11 @@ def vq_config(size: str, **overrides: Any) -> VQConfig:
 
 @flax.struct.dataclass
 class VQOutput:
-  """What training needs of one pass."""
+  """What training needs of one pass.
+
+  `partial` and `queries` mean what they do in `MSVQOutput`: the training task
+  treats one scale as the special case of many.
+  """
 
   images: jax.Array  # [B, H, W, 3] reconstruction, unclamped
   ids: jax.Array  # [B, h, w]
@@ -100,6 +104,16 @@ class VQOutput:
   latent: jax.Array  # [B, h, w, C] normalised if the config says so
   codes: jax.Array  # [B, h, w, C] the chosen codes, with gradient
   distances: jax.Array  # [B, h, w, V] squared
+
+  @property
+  def partial(self) -> Float[Array, '1 B h w C']:
+    """The codes, as the sum of the only scale."""
+    return self.codes[None]
+
+  @property
+  def queries(self) -> Float[Array, 'B h w C']:
+    """What each id was chosen for."""
+    return self.latent
 
 
 def normalize(x: Float[Array, '... C']) -> Float[Array, '... C']:

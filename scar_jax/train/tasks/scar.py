@@ -24,8 +24,20 @@ from scar_jax.models.encoders.t5 import t5_config
 from scar_jax.models.prefill import PrefixConfig
 from scar_jax.models.scar import Scar, empty_conditions
 from scar_jax.models.scar_config import ScarConfig
-from scar_jax.parts import EditorConfig, Parts, TextSetup, sampler_config
-from scar_jax.sampling import check_guidance, generate, split_scales
+from scar_jax.orders.scale import blank
+from scar_jax.parts import (
+  EditorConfig,
+  Parts,
+  TextSetup,
+  check_tokenizer,
+  sampler_config,
+)
+from scar_jax.sampling import (
+  check_guidance,
+  check_smooth,
+  generate,
+  split_scales,
+)
 from scar_jax.types import Array, Batch, PyTree
 
 SECTIONS = SCAR_SECTIONS
@@ -46,7 +58,7 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
   model = model_config(config, artifacts)
   editor = EditorConfig(
     model=model,
-    sample=sampler_config(config.sample),
+    sample=sampler_config(config.sample, config.order.name),
     text=TextSetup(
       kind=config.text.kind,
       length=config.text.length,
@@ -82,6 +94,8 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
   """The model that the sections and the frozen networks' sizes describe."""
   model, text, prefix = config.model, config.text, config.prefix
   vq = _needed(artifacts, 'tokenizer').config
+  order = config.order.name
+  check_tokenizer(order, vq)
   size = config.data.image_size
   check_multiple(
     'data.image_size', size, vq.downsample, 'the pixels of a token'
@@ -91,6 +105,10 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
     for name in ('width', 'layers', 'heads')
     if getattr(model, name)
   }
+  scales = {}
+  if order == 'scale':
+    sizes |= {'block': 'adaln', 'norm_eps': 1e-6}
+    scales = {'patch_nums': vq.patch_nums, 'latent_dim': vq.code_dim}
   decoder = decoder_size(
     model.size,
     vocab=vq.codes,
@@ -143,9 +161,10 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
       encoder=byte if text.kind == 'byte' else None,
       dtype=model.dtype,
     ),
-    order=config.order.name,
+    order=order,
     grid=grid,
     num_sets=config.order.num_sets,
+    **scales,
     prefix_mask=prefix.mask,
     prefix_rope=prefix.rope,
     text_rope=text.rope,
@@ -184,14 +203,20 @@ class ScarTask:
     self.codebook_init = codebook_init
     # Before training, not at the first picture.
     check_guidance(editor.model, split_scales(editor.sample)[1].guidance_mode)
+    check_smooth(editor.model, editor.sample)
 
   def init(self, rng: Array, batch: Batch) -> dict[str, PyTree]:
     """Fresh parameters; only shapes of the batch matter."""
     cfg, count = self.editor.model, batch['target'].shape[0]
     cond = empty_conditions(cfg, count)
-    tokens = jnp.zeros((count, cfg.grid[0] * cfg.grid[1]), jnp.int32)
+    tokens = jnp.zeros((count, cfg.make_order().num_targets), jnp.int32)
     params, order = jax.random.split(rng)
-    fresh = self.model.init({'params': params, 'order': order}, tokens, cond)
+    fresh = self.model.init(
+      {'params': params, 'order': order},
+      tokens,
+      cond,
+      accumulate=blank(cfg.patch_nums, cfg.latent_dim),
+    )
     if not self.codebook_init:
       return fresh
     codes = self.parts.codes(self.frozen)
@@ -212,8 +237,7 @@ class ScarTask:
     """Joint loss of a batch; see `tasks.Task.loss`."""
     cfg, weights = self.editor.model, self.weights
     valid = batch.get('valid')
-    tokens = self.parts.tokens(frozen, batch['target'])
-    tokens = tokens.reshape(tokens.shape[0], -1)
+    tokens, seen = self._tokens(frozen, batch['target'], rng, train)
     aligns = bool(weights.align) and cfg.aligns
     cond, target_features = self.parts.conditions(
       frozen, batch, batch['target'] if aligns else None
@@ -226,9 +250,17 @@ class ScarTask:
       cond,
       target_features,
       deterministic=not train,
+      accumulate=self.parts.accumulate(frozen),
+      seen=seen,
       rngs=rngs,
     )
     loss, metrics = objectives.cross_entropy(out.logits, out.targets, valid)
+    if cfg.order == 'scale':
+      last = -(cfg.patch_nums[-1] ** 2)
+      _, tail = objectives.cross_entropy(
+        out.logits[:, last:], out.targets[:, last:], valid
+      )
+      metrics |= {f'{k}_last': tail[k] for k in ('ce', 'accuracy')}
     if weights.pres and out.restored is not None:
       pres = objectives.preservation(out.restored, cond.features, valid)
       loss += weights.pres * pres
@@ -240,6 +272,17 @@ class ScarTask:
       loss += weights.align * align
       metrics |= {'align': align, **more}
     return loss, (metrics, extra)
+
+  def _tokens(
+    self, frozen: Mapping[str, PyTree], target: Array, rng: Array, train: bool
+  ) -> tuple[Array, Array | None]:
+    """Tokens to predict, and those of the inputs where they are others."""
+    cfg = self.editor.model
+    if train and cfg.token_noise and cfg.order == 'scale':
+      # A stream of its own: the model splits `rng` itself.
+      return self.parts.noisy_tokens(frozen, target, jax.random.fold_in(rng, 1))
+    tokens = self.parts.tokens(frozen, target)
+    return tokens.reshape(tokens.shape[0], -1), None
 
   def labels(self, params: PyTree) -> PyTree:
     """'frozen' for null conditions that are constants of the checkpoint."""
@@ -278,18 +321,21 @@ class ScarTask:
     cond, _ = self.parts.conditions(frozen, batch)
     count = batch['target'].shape[0]
     scales, settings = split_scales(self.editor.sample)
-    sampled = generate(
+    made = generate(
       self.model,
       {'params': params},
       cond,
       jax.random.bits(rng, (count,), jnp.uint32),
       scales,
       settings,
-    ).tokens
+      accumulate=self.parts.accumulate(frozen),
+    )
     known = self.parts.tokens(frozen, batch['target']).reshape(count, -1)
     out = {k: batch[k] for k in ('condition', 'target') if k in batch}
-    both = self.parts.images(frozen, jnp.concatenate([known, sampled]))
-    out |= {'tokenizer': both[:count], 'sampled': both[count:]}
+    out |= {
+      'tokenizer': self.parts.images(frozen, known),
+      'sampled': self.parts.images(frozen, made.tokens, made.latent),
+    }
     return {k: to_uint8(v) for k, v in out.items()}
 
 

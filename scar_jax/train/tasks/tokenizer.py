@@ -1,4 +1,4 @@
-"""Task 'tokenizer': a VQ autoencoder of the target images.
+"""Task 'tokenizer': a VQ autoencoder of target images, of one or more scales.
 
 In: batches with `target` (and `valid`). Out: reconstruction, perceptual,
 quantiser and adversarial losses in one scalar (method 2.1), codebook metrics,
@@ -19,7 +19,12 @@ from scar_jax import objectives
 from scar_jax.config_values import check_multiple, choice, number
 from scar_jax.models.tokenizers import codebook, perceptual
 from scar_jax.models.tokenizers.gan import PatchDiscriminator
-from scar_jax.models.tokenizers.vq import VQConfig, VQModel, vq_config
+from scar_jax.models.tokenizers.make import (
+  TokenizerConfig,
+  is_multi_scale,
+  make_tokenizer,
+  tokenizer_config,
+)
 from scar_jax.types import Batch, PyTree
 
 
@@ -27,7 +32,8 @@ from scar_jax.types import Batch, PyTree
 class TokenizerModel:
   """Section `model`; 0, () and '' mean: by size."""
 
-  size: str = 'tiny'  # 'vq16', 'vq8' or 'tiny', see models.tokenizers.vq
+  size: str = 'tiny'  # 'vq16', 'vq8', 'var256', ... or 'tiny'
+  patch_nums: tuple[int, ...] = ()  # sides of the scales; (): one scale, a grid
   codes: int = number(0, 0)  # codebook entries
   code_dim: int = number(0, 0)  # channels of a code
   ch: int = number(0, 0)  # base width
@@ -41,6 +47,8 @@ class TokenizerModel:
   skip: str = choice('', '', 'on', 'off')  # linear paths around the networks
   local: str = choice('', '', 'on', 'off')  # encoder by token
   dropout: float = number(0.0, 0.0, 1.0)
+  phis: int = number(0, 0)  # modules after enlarged codes, shared by the scales
+  scale_dropout: float = number(0.0, 0.0, 1.0)  # samples cut to first scales
   conv_impl: str = choice('auto', 'auto', 'xla', 'matmul')
   dtype: str = 'float32'
 
@@ -69,8 +77,12 @@ class TokenizerLoss:
 SECTIONS: dict[str, type] = {'model': TokenizerModel, 'loss': TokenizerLoss}
 
 
-def model_config(model: TokenizerModel) -> VQConfig:
-  """The `VQConfig` that the section describes."""
+def model_config(model: TokenizerModel) -> TokenizerConfig:
+  """The config that the section describes.
+
+  Raises:
+    ValueError: an unknown size, or a field of the other kind of tokenizer.
+  """
   given = dataclasses.asdict(model)
   size, groups = given.pop('size'), given.pop('groups')
   values = {k: v for k, v in given.items() if v}
@@ -79,7 +91,7 @@ def model_config(model: TokenizerModel) -> VQConfig:
   for switch in ('attn', 'l2_norm', 'skip', 'local'):
     if switch in values:
       values[switch] = values[switch] == 'on'
-  return vq_config(size, **values)
+  return tokenizer_config(size, **values)
 
 
 def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'TokenizerTask':
@@ -110,10 +122,15 @@ class TokenizerTask:
 
   name = 'tokenizer'
 
-  def __init__(self, cfg: VQConfig, weights: TokenizerLoss):
+  def __init__(self, cfg: TokenizerConfig, weights: TokenizerLoss):
+    if weights.entropy and is_multi_scale(cfg):
+      raise ValueError(
+        f'loss.entropy={weights.entropy} with a multi-scale tokenizer, whose '
+        'ids carry no gradient; accepted: 0 (set --config.loss.entropy)'
+      )
     self.cfg = cfg
     self.weights = weights
-    self.model = VQModel(cfg)
+    self.model = make_tokenizer(cfg)
     self.frozen: dict[str, PyTree] = {}
     if weights.perceptual and weights.lpips_path:
       self.frozen['lpips'] = perceptual.load_lpips(weights.lpips_path)
@@ -174,9 +191,13 @@ class TokenizerTask:
       'l1': w.l1 * objectives.masked_mean(jnp.abs(gap), valid),
       'perceptual': self._perceptual(out.images, truth, frozen, valid),
       'codebook': w.codebook
-      * objectives.codebook_loss(out.latent, out.codes, valid),
+      * objectives.over_scales(
+        objectives.codebook_loss, out.latent, out.partial, valid
+      ),
       'commit': mix
-      * objectives.commitment_loss(out.latent, out.codes, w.commit, valid),
+      * objectives.over_scales(
+        objectives.commitment_loss, out.latent, out.partial, w.commit, valid
+      ),
     }
     if w.entropy:
       terms['entropy'] = w.entropy * objectives.entropy_loss(out.distances)
@@ -190,7 +211,7 @@ class TokenizerTask:
     loss = sum(terms.values())
     if train:
       new_extra['codes'] = codebook.update_usage(
-        extra['codes'], out.ids, out.latent, valid, pool_rng, w.window
+        extra['codes'], out.ids, out.queries, valid, pool_rng, w.window
       )
     else:
       new_extra = extra

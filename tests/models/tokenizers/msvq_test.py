@@ -9,12 +9,9 @@ import pytest
 from scar_jax import objectives
 from scar_jax.convert.parity_vq import nhwc
 from scar_jax.convert.var_vqvae import convert
-from scar_jax.models.tokenizers.msvq import (
-  MSVQConfig,
-  MSVQModel,
-  msvq_config,
-)
-from scar_jax.models.tokenizers.residual import nearest_code, phi_picks
+from scar_jax.models.tokenizers.msvq import MSVQModel, straight_through
+from scar_jax.models.tokenizers.msvq_config import MSVQConfig, msvq_config
+from scar_jax.models.tokenizers.residual import nearest_code, phi_picks, shrink
 from scar_jax.orders import PATCH_NUMS, ScaleOrder
 
 CFG = MSVQConfig(
@@ -108,6 +105,45 @@ def test_later_scales_leave_less_over():
   assert left[-1] < 0.5 * left[0]
 
 
+def test_weights_over_the_codes_give_their_mean():
+  variables = _random_variables(TINY)
+  ids = jax.random.randint(jax.random.key(0), (2, 9), 0, 16)
+  total = jax.random.normal(jax.random.key(1), (2, 5, 5, 4))
+  args = ('accumulate', 1, total)
+  hard = _apply(variables, *args, ids, cfg=TINY)
+  soft = _apply(variables, *args, jax.nn.one_hot(ids, 16), cfg=TINY)
+  for a, b in zip(hard, soft, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_noisy_ids_are_those_of_what_the_noise_left_over():
+  variables = _random_variables(TINY)
+  images = jax.random.uniform(jax.random.key(2), (64, 5, 5, 3), minval=-1)
+  encode = jax.jit(
+    lambda most: MSVQModel(TINY).apply(
+      variables,
+      images,
+      most,
+      method='encode_noisy',
+      rngs={'noise': jax.random.key(4)},
+    )
+  )
+  plain = _apply(variables, 'encode', images, cfg=TINY)[0]
+  for ids in encode(0.0):
+    np.testing.assert_array_equal(ids, plain)
+  ids, summed = encode(0.5)
+  share = np.mean(np.asarray(ids != summed), axis=1)
+  assert 0.15 < share.mean() < 0.3  # one random code in 16 is the old one
+  assert share.max() < 0.75
+  # By hand: the second scale, after the first codes that were really added.
+  raw = _apply(variables, 'features', images, cfg=TINY)
+  first, _ = _apply(variables, 'accumulate', 0, None, summed[:, :1], cfg=TINY)
+  rest = shrink(raw - first, 3)
+  want = nearest_code(rest, variables['params']['codebook'])
+  np.testing.assert_array_equal(ids[:, 1:10], want)
+  assert np.any(ids != plain)
+
+
 def test_nearest_code_is_the_nearest():
   codes = jax.random.normal(jax.random.key(0), (9, 4))
   x = jax.random.normal(jax.random.key(1), (2, 3, 3, 4))
@@ -148,12 +184,14 @@ def test_named_sizes_are_the_published_ones(pixels, tokens):
 
 
 def test_what_does_not_fit_is_named():
-  with pytest.raises(ValueError, match=r"'var9'.*'var1024', 'var256'"):
+  with pytest.raises(ValueError, match=r"'var9'.*'tiny', 'var1024', 'var256'"):
     msvq_config('var9')
   with pytest.raises(ValueError, match=r'patch_nums=\(2, 1\)'):
     MSVQConfig(patch_nums=(2, 1))
   with pytest.raises(ValueError, match='phis=0; accepted: 1 or more'):
     MSVQConfig(phis=0)
+  with pytest.raises(ValueError, match=r'scale_dropout=1\.0; accepted: 0 to'):
+    MSVQConfig(scale_dropout=1.0)
   with pytest.raises(ValueError, match='groups=32 does not divide 24'):
     MSVQConfig(ch=24)
   with pytest.raises(ValueError, match='image size 4x5; accepted: 5x5'):
