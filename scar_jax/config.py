@@ -161,6 +161,9 @@ class SampleConfig:
   top_p: float = number(1.0, 0.0, 1.0)
   guidance: float = number(1.0, 0.0)  # on text; 1 is off
   image_guidance: float = number(1.0, 0.0)  # on the condition; 1 is off
+  num_sets: int = number(0, 0)  # steps of the random order; 0: as trained
+  schedule: str = choice('random', 'random', 'confidence')  # random order
+  schedule_noise: float = number(1.0, 0.0)  # Gumbel, of 'confidence'
   batch: int = number(16, 1)  # images made together
 
 

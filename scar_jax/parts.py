@@ -81,6 +81,9 @@ def sampler_config(section: Any) -> SamplerConfig:
     guidance_mode='text' if image == 1 else 'image_text',
     guidance=float(section.guidance),
     guidance_image=image,
+    num_sets=section.num_sets,
+    schedule=section.schedule,
+    schedule_noise=section.schedule_noise,
   )
 
 

@@ -342,23 +342,30 @@ class Scar(nn.Module):
     return self.decoder.logits(hidden[:, -1:]), cache
 
   def decode(
-    self, inputs: Inputs, cache: KVCache, cond: Conditions | None = None
-  ) -> tuple[Float[Array, 'B M V'], KVCache]:
-    """One sampling step: logits of all its inputs.
+    self,
+    inputs: Inputs,
+    cache: KVCache,
+    cond: Conditions | None = None,
+    last: int = 0,
+    key_valid: Bool[Array, 'B M'] | None = None,
+  ) -> tuple[Float[Array, 'B n V'], KVCache]:
+    """One sampling step: logits of its last inputs.
 
     Args:
       inputs: of the step.
       cache: of all steps before.
       cond: the conditions, for the scale order: its blocks read the class in
         every step.
+      last: how many inputs, from the end, predict; 0 is all.
+      key_valid: False at inputs that no other may see.
     """
     rope = self._rope(self.layout.target_positions(inputs))
     vector = self.vector(cond)
     x = self._embed(inputs, rope, vector)
     hidden, cache = self.decoder(
-      x, rope, inputs.set_ids, cache=cache, cond=vector
+      x, rope, inputs.set_ids, cache, key_valid, cond=vector
     )
-    return self.decoder.logits(hidden), cache
+    return self.decoder.logits(hidden[:, -last:]), cache
 
 
 def _given(cond: Conditions, name: str) -> jax.Array:

@@ -26,6 +26,7 @@ from scar_jax.models.scar import Scar, empty_conditions
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.parts import EditorConfig, Parts, TextSetup, sampler_config
 from scar_jax.sampling import check_guidance, generate, split_scales
+from scar_jax.sampling_steps import sampling_order
 from scar_jax.types import Array, Batch, PyTree
 
 SECTIONS = SCAR_SECTIONS
@@ -182,6 +183,7 @@ class ScarTask:
     self.codebook_init = codebook_init
     # Before training, not at the first picture.
     check_guidance(editor.model, split_scales(editor.sample)[1].guidance_mode)
+    sampling_order(editor.model, editor.sample)
 
   def init(self, rng: Array, batch: Batch) -> dict[str, PyTree]:
     """Fresh parameters; only shapes of the batch matter."""
