@@ -10,14 +10,17 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image
 
 from scar_jax.artifacts import load_artifact
+from scar_jax.data.geometry import letterbox_box
+from scar_jax.data.masks import composite, decode_mask, known_cells
 from scar_jax.data.text import make_text
 from scar_jax.data.transforms import (
   ImageLike,
@@ -27,8 +30,11 @@ from scar_jax.data.transforms import (
   to_uint8,
   unletterbox,
 )
+from scar_jax.filters import SamplerConfig
+from scar_jax.orders.random import Known, given_tokens
 from scar_jax.parts import EditorConfig, Parts
-from scar_jax.sampling import make_sampler
+from scar_jax.sampling import Sampler, make_sampler
+from scar_jax.sampling_steps import sampling_order
 from scar_jax.types import PyTree
 
 _SINGLE = (str, bytes, os.PathLike, Image.Image, np.ndarray)
@@ -93,6 +99,7 @@ class Editor:
       lambda frozen, batch: self._parts.conditions(frozen, batch)[0]
     )
     self._images = jax.jit(self._parts.images)
+    self._tokens = jax.jit(self._parts.tokens)
     kind = cfg.model.text.kind
     self._text = make_text(cfg.text) if kind in ('byte', 't5') else None
 
@@ -139,6 +146,7 @@ class Editor:
     prompts: str | Sequence[str | None] | None = None,
     *,
     labels: Sequence[int] | None = None,
+    masks: ImageLike | Sequence[ImageLike] | None = None,
     guidance: float | None = None,
     guidance_image: float | None = None,
     seed: int | Sequence[int] = 0,
@@ -146,6 +154,10 @@ class Editor:
     top_k: int | None = None,
     top_p: float | None = None,
     smooth: bool | None = None,
+    ramp: str | None = None,
+    num_sets: int | None = None,
+    schedule: str | None = None,
+    schedule_noise: float | None = None,
   ) -> list[Image.Image]:
     """Makes one picture for each request.
 
@@ -155,18 +167,24 @@ class Editor:
       prompts: one for each picture, or one for all; '' or None is the null
         text. None for a model without text.
       labels: class ids, for a class-conditional model.
+      masks: for inpainting with the random order, one for each picture or one
+        for all, of its size: white is drawn anew, black is kept exactly.
       guidance: strength on text; 1 is off.
       guidance_image: strength on the condition image; 1 is off.
       seed: picture i gets `seed + i`; a sequence gives every picture its own,
         and then neither its place nor its company changes the result.
-      temperature: see `filters.SamplerConfig`, as the next three.
+      temperature: see `filters.SamplerConfig`, as all that follow.
       top_k: see there.
       top_p: see there.
-      smooth: see there; for models of the scale order.
+      ramp: see there.
+      num_sets: see there.
+      schedule: see there.
+      schedule_noise: see there.
+      smooth: see there.
 
     Raises:
-      ValueError: unreadable picture or prompt, lists of different lengths, a
-        setting out of range.
+      ValueError: unreadable picture, mask or prompt, lists of different
+        lengths, a setting out of range.
     """
     pictures = _listed(images, _SINGLE)
     texts = _listed(prompts, (str,))
@@ -175,29 +193,52 @@ class Editor:
     texts = self._spread('prompts', texts, count)
     classes = self._spread('labels', list(labels or ()), count)
     seeds = _seeds(seed, count)
-    sampler = self._sampler(
+    run, cfg = self._sampler(
       guidance=guidance,
       guidance_image=guidance_image,
       temperature=temperature,
       top_k=top_k,
       top_p=top_p,
       smooth=smooth,
+      ramp=ramp,
+      num_sets=num_sets,
+      schedule=schedule,
+      schedule_noise=schedule_noise,
     )
-    made: list[np.ndarray] = []
-    for start in range(0, count, self.cfg.batch):
-      rows = range(start, min(start + self.cfg.batch, count))
+    sampling_order(self.cfg.model, cfg, None if masks is None else 0)
+    cuts = None
+    if masks is not None:
+      listed = self._spread('masks', _listed(masks, _SINGLE), count)
+      pictures, cuts = self._cuts(pictures, listed)
+    made: dict[int, Image.Image] = {}
+    for rows, given in _batches(cuts or [_WHOLE] * count, self.cfg.batch):
       batch, boxes = self._batch(rows, pictures, texts, classes)
-      padded = [seeds[i] for i in _pad(rows, self.cfg.batch)]
-      made += self._make(sampler, batch, padded)[: len(rows)]
-      for i, box in zip(rows, boxes, strict=True):
-        if box is not None:
-          made[i] = unletterbox(made[i], box)
-    return [Image.fromarray(array) for array in made]
+      padded = _pad(rows, self.cfg.batch)
+      known = None
+      if cuts:
+        keep = np.stack([cuts[i].keep for i in padded])
+        tokens = self._tokens(self._frozen, batch['condition'])
+        known = Known(tokens.reshape(keep.shape), jnp.asarray(keep), given)
+      out = run.run(
+        self._params,
+        self._conditions(self._frozen, batch),
+        np.asarray([seeds[i] for i in padded], np.uint32),
+        cfg.guidance,
+        cfg.guidance_image,
+        accumulate=self._parts.accumulate(self._frozen),
+        known=known,
+      )
+      images = to_uint8(self._images(self._frozen, out.tokens, out.latent))
+      for i, box, image in zip(rows, boxes, images, strict=False):
+        image = image if box is None else unletterbox(image, box)
+        if cuts:
+          image = composite(image, pictures[i], cuts[i].mask)
+        made[i] = Image.fromarray(image)
+    return [made[i] for i in range(count)]
 
-  def _sampler(self, **given):
-    cfg = self.cfg.sample
+  def _sampler(self, **given: Any) -> tuple[Sampler, SamplerConfig]:
     cfg = dataclasses.replace(
-      cfg, **{k: v for k, v in given.items() if v is not None}
+      self.cfg.sample, **{k: v for k, v in given.items() if v is not None}
     )
     if cfg.guidance_image != 1 and cfg.guidance_mode == 'text':
       cfg = dataclasses.replace(cfg, guidance_mode='image_text')
@@ -205,19 +246,17 @@ class Editor:
     key = dataclasses.replace(cfg, guidance=1.0, guidance_image=1.0)
     return make_sampler(self.cfg.model, key), cfg
 
-  def _make(self, sampler, batch, seeds) -> list[np.ndarray]:
-    run, cfg = sampler
-    cond = self._conditions(self._frozen, batch)
-    made = run.run(
-      self._params,
-      cond,
-      np.asarray(seeds, np.uint32),
-      cfg.guidance,
-      cfg.guidance_image,
-      accumulate=self._parts.accumulate(self._frozen),
-    )
-    images = self._images(self._frozen, made.tokens, made.latent)
-    return list(to_uint8(images))
+  def _cuts(self, pictures: list, masks: list) -> tuple[list, list['_Cut']]:
+    """Decoded pictures, and what to keep of each."""
+    if not pictures:
+      raise ValueError('masks without images; accepted: one image for each')
+    arrays = [decode(p, _name(p, i)) for i, p in enumerate(pictures)]
+    grid, cuts = self.cfg.model.grid, []
+    for i, (array, mask) in enumerate(zip(arrays, masks, strict=True)):
+      new = decode_mask(mask, array.shape[:2], _name(mask, i, 'mask'))
+      box = letterbox_box(array.shape[:2], self.cfg.image_size)
+      cuts.append(_Cut(new, known_cells(new, box, grid).reshape(-1)))
+    return arrays, cuts
 
   def _batch(self, rows, pictures, texts, classes):
     """Arrays of one padded batch, and the box of every picture."""
@@ -247,6 +286,7 @@ class Editor:
       'images': model.prefix.compress != 'off',
       'prompts': self._text is not None,
       'labels': model.text.kind == 'label',
+      'masks': True,
     }[name]
     if not wanted and (name != 'images' or not values):
       return []  # without a prefix, a picture still gives the size
@@ -280,10 +320,36 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
   return seeds
 
 
-def _name(picture: Any, i: int) -> str:
+class _Cut(NamedTuple):
+  """What a mask says: pixels drawn anew, tokens kept."""
+
+  mask: Bool[np.ndarray, 'H W']
+  keep: Bool[np.ndarray, ' N']
+
+
+_WHOLE = _Cut(np.ones((1, 1), bool), np.zeros(1, bool))
+
+
+def _batches(cuts: list[_Cut], size: int) -> list[tuple[list[int], int]]:
+  """Rows made together, and how many known tokens they start with.
+
+  Requests share a batch only if they start alike: so none depends on another.
+  """
+  groups: dict[int, list[int]] = {}
+  for i, cut in enumerate(cuts):
+    given = given_tokens(int(cut.keep.sum()), len(cut.keep))
+    groups.setdefault(given, []).append(i)
+  return [
+    (rows[start : start + size], given)
+    for given, rows in groups.items()
+    for start in range(0, len(rows), size)
+  ]
+
+
+def _name(picture: Any, i: int, kind: str = 'image') -> str:
   """How an error names picture i of a request: its path, if it has one."""
   named = isinstance(picture, str | os.PathLike)
-  return os.fspath(picture) if named else f'image {i}'
+  return os.fspath(picture) if named else f'{kind} {i}'
 
 
 def _pad(rows: Sequence[int], size: int) -> list[int]:

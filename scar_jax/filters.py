@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 RULES = ('llamagen', 'var')
 GUIDANCE_MODES = ('none', 'text', 'image', 'image_text')
 RAMPS = ('constant', 'sets', 'tokens')
+SCHEDULES = ('random', 'confidence')
 # Below this, dividing adds nothing but overflow (FoundationVision/LlamaGen).
 _MIN_TEMPERATURE = 1e-5
 
@@ -41,9 +42,16 @@ class SamplerConfig:
     cfg_interval: -1 guides every set; n >= 0 guides the first n + 2 sets only
       (n counts decode steps from 0, as in LlamaGen).
     ramp: 'constant'; 'sets' = strength grows linearly with the set index, 0 to
-      1 (VAR); 'tokens' = with the share of tokens drawn before the set.
+      1 (VAR); 'tokens' = with the share of tokens known before the set.
     smooth: scale order: in place of one code each position adds a mixture of
       codes to the latent (VAR's `more_smooth`; for show, not for scores).
+    num_sets: steps of the random order; 0 is as trained.
+    schedule: of the random order: 'random' places, or 'confidence': before each
+      step the model looks at all places that are left, and those whose best
+      code has the highest guided probability come first (as MaskGIT, but drawn
+      afresh, see `sampling.generate`).
+    schedule_noise: Gumbel noise on the log-probabilities of 'confidence',
+      times the share of tokens left.
   """
 
   temperature: float = 1.0
@@ -56,6 +64,9 @@ class SamplerConfig:
   cfg_interval: int = -1
   ramp: str = 'constant'
   smooth: bool = False
+  num_sets: int = 0
+  schedule: str = 'random'
+  schedule_noise: float = 1.0
 
   def __post_init__(self):
     _accept(self, 'temperature', _number(self.temperature, 0), 'a number >= 0')
@@ -73,6 +84,11 @@ class SamplerConfig:
     _accept(self, 'ramp', self.ramp in RAMPS, RAMPS)
     drawn = not self.smooth or self.temperature > 0
     _accept(self, 'smooth', drawn, 'True with a temperature above 0, or False')
+    sets = _integer(self.num_sets, 0)
+    _accept(self, 'num_sets', sets, 'an integer >= 0, 0 = as trained')
+    _accept(self, 'schedule', self.schedule in SCHEDULES, SCHEDULES)
+    noise = _number(self.schedule_noise, 0)
+    _accept(self, 'schedule_noise', noise, 'a number >= 0')
 
 
 def _number(value, low: float = -math.inf, high: float = math.inf) -> bool:

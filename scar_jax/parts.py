@@ -93,6 +93,9 @@ def sampler_config(section: Any, order: str = 'raster') -> SamplerConfig:
     guidance_image=image,
     ramp=section.ramp or _RAMPS.get(order, 'constant'),
     smooth=section.smooth,
+    num_sets=section.num_sets,
+    schedule=section.schedule,
+    schedule_noise=section.schedule_noise,
   )
 
 

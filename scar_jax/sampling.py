@@ -2,12 +2,13 @@
 
 In: a `Scar`, its variables, `Conditions` and one seed per sample. Out: target
 tokens `[B, N]`. Set 0 is prefilled for all guidance branches stacked along the
-batch; uniform orders then scan over steps, others are unrolled. Used by
+batch; runs of steps of one shape are scanned, the others unrolled. Used by
 `editor.py`, the tasks' pictures and evaluation. Source: method 9.
 """
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +26,10 @@ from scar_jax.filters import (
 )
 from scar_jax.models.scar import Conditions, Scar
 from scar_jax.models.scar_config import ScarConfig
-from scar_jax.orders.layout import Inputs
+from scar_jax.orders.layout import Inputs, take_set
+from scar_jax.orders.random import Known
 from scar_jax.orders.scale import Accumulate
+from scar_jax.sampling_steps import sampling_order, step_runs
 from scar_jax.types import PyTree
 
 # Which part of the conditions each branch loses: (text, prefix).
@@ -36,7 +39,8 @@ _BRANCHES = {
   'image': ((False, False), (False, True)),
   'image_text': ((False, False), (True, False), (True, True)),
 }
-# Stream of the permutations; the draw of step k takes stream k.
+# Stream of the permutations; step k draws from stream k, and its noise of the
+# confidence from this one - 1 - k.
 PERMUTATION = 2**31 - 1
 
 
@@ -49,6 +53,7 @@ class Generated(NamedTuple):
     latent: sum of the codes (scale order); with `smooth` no tokens have it.
     guided: guided logits in target order, only with `trace`.
     raw: logits of every branch, the conditional one first, with `trace`.
+    perm: grid index of each target (random order), with `trace`.
   """
 
   tokens: Int[Array, 'B N']
@@ -56,6 +61,7 @@ class Generated(NamedTuple):
   latent: Float[Array, 'B h w C'] | None = None
   guided: Float[Array, 'B N V'] | None = None
   raw: Float[Array, 'G B N V'] | None = None
+  perm: Int[Array, 'B N'] | None = None
 
 
 def stack_branches(cond: Conditions, mode: str) -> Conditions:
@@ -115,8 +121,14 @@ def generate(
   forced: Int[Array, 'B N'] | None = None,
   trace: bool = False,
   accumulate: Accumulate | None = None,
+  known: Known | None = None,
 ) -> Generated:
   """Samples every set of the target; pure and traceable.
+
+  With the schedule 'confidence' a first pass asks for all places that are left,
+  each seen by itself alone, and its keys are thrown away. The step proper then
+  draws afresh at the chosen places: whatever the choice, tokens come from the
+  conditionals that the model was trained on.
 
   Args:
     model: the model.
@@ -129,21 +141,34 @@ def generate(
     forced: tokens in target order that replace the draws.
     trace: also return the logits.
     accumulate: of the multi-scale tokenizer, for the scale order.
+    known: tokens to keep, for the random order.
   """
-  order, layout = model.cfg.make_order(), model.cfg.make_layout()
+  order = sampling_order(model.cfg, cfg, known.given if known else None)
+  length = model.cfg.make_layout().set0_len + order.input_len
   batch, branches = seeds.shape[0], len(_BRANCHES[cfg.guidance_mode])
   sizes = order.set_sizes
-  starts = np.concatenate([[0], np.cumsum(sizes)])
+  starts = [0, *itertools.accumulate(sizes)]
   weights = ramp_weights(sizes, cfg)
 
-  def choose(state, logits, k, size, start, weight):
+  def guided_by(weight, logits):
     raw = logits.reshape(branches, batch, *logits.shape[1:])
     text, image = 1 + (scales - 1) * weight
-    guided = guide(raw, cfg.guidance_mode, text, image)
+    return guide(raw, cfg.guidance_mode, text, image), raw
+
+  def kept(state, start, size):
+    assert known is not None
+    cells = take_set(state.perm, start, size)
+    return jnp.take_along_axis(known.keep, cells, axis=1)
+
+  def choose(state, logits, k, size, start, weight):
+    guided, raw = guided_by(weight, logits)
     tokens, bad = draw(guided, sample_keys(seeds, k), cfg)
+    if known is not None:
+      old = take_set(state.tokens, start, size)
+      tokens = jnp.where(kept(state, start, size), old, tokens)
     add = accumulate
     if forced is not None:
-      tokens = jax.lax.dynamic_slice_in_dim(forced, start, size, axis=1)
+      tokens = take_set(forced, start, size)
     elif cfg.smooth and accumulate is not None:
       soft = mixture(
         guided, sample_keys(seeds, k), cfg, k / max(len(sizes) - 1, 1)
@@ -152,58 +177,92 @@ def generate(
       add = _adds(accumulate, soft)
     return order.write(state, k, tokens, add), bad, (guided, raw)
 
-  def step(state, cache, k, size, start, weight):
-    inputs = _tiled(order.step_inputs(state, k), branches)
+  def step(state, cache, k, like, start, weight):
+    inputs = _tiled(order.step_inputs(state, k, like), branches)
     logits, cache = model.apply(
-      variables, inputs, cache, vector, method='decode'
+      variables, inputs, cache, vector, sizes[like], method='decode'
     )
-    logits = logits[:, order.logit_slots(k if isinstance(k, int) else 1)]
-    state, bad, logs = choose(state, logits, k, size, start, weight)
+    state, bad, logs = choose(state, logits, k, sizes[like], start, weight)
     return state, cache, bad, logs
+
+  def sort_by_confidence(state, cache, k):
+    left = order.num_targets - starts[k]
+    inputs = _tiled(order.step_inputs(state, k, ahead=left), branches)
+    seen = np.arange(len(inputs.kind)) < len(inputs.kind) - left
+    logits, _ = model.apply(
+      variables,
+      inputs,
+      cache,
+      vector,
+      last=left,
+      key_valid=jnp.broadcast_to(seen, (batch * branches, len(seen))),
+      method='decode',
+    )
+    guided, _ = guided_by(weights[k], logits)
+    score = jnp.max(jax.nn.log_softmax(guided), axis=-1)
+    keys = sample_keys(seeds, PERMUTATION - 1 - k)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (left,)))(keys)
+    score += cfg.schedule_noise * left / order.num_targets * noise
+    if known is not None:
+      score = jnp.where(kept(state, starts[k], left), jnp.inf, score)
+    return order.best_first(state, k, score)
 
   stacked = stack_branches(cond, cfg.guidance_mode)
   prefilled: Any = model.apply(
-    variables,
-    stacked,
-    cache_size(layout.length),
-    method='prefill',
+    variables, stacked, cache_size(length), method='prefill'
   )
   logits, cache, vector = prefilled
+  cache = cache.replace(used=length - order.input_len)
   state = order.start(batch, sample_keys(seeds, PERMUTATION))
-  logs, bad, first = [], jnp.zeros(batch, bool), 0
+  if known is not None:
+    state = order.known_first(state, known)
+  logs, bad = [], jnp.zeros(batch, bool)
   if order.from_prefix:
     state, bad, log = choose(state, logits, 0, sizes[0], 0, weights[0])
     logs.append(log)
-    first = 1
-  if order.uniform and len(sizes) > first:
-
-    def body(carry, x):
-      state, cache, bad = carry
-      k, weight = x
-      state, cache, new, log = step(state, cache, k, 1, k, weight)
-      return (state, cache, bad | new), (log if trace else None)
-
-    steps = jnp.arange(first, len(sizes))
-    carry, log = jax.lax.scan(
-      body, (state, cache, bad), (steps, jnp.asarray(weights[first:]))
-    )
-    state, cache, bad = carry
-    if trace:  # [steps, B, 1, V] -> [B, steps, V]
-      logs.append(
-        jax.tree.map(lambda t: jnp.moveaxis(t[..., 0, :], 0, -2), log)
-      )
-  elif not order.uniform:
-    for k in range(first, len(sizes)):
+  for first, last in step_runs(order, cfg):
+    if last - first == 1:
+      if cfg.schedule == 'confidence' and last < len(sizes):
+        state = sort_by_confidence(state, cache, first)
       state, cache, new, log = step(
-        state, cache, k, sizes[k], int(starts[k]), weights[k]
+        state, cache, first, first, starts[first], weights[first]
       )
       bad = bad | new
       logs.append(log)
+      continue
+
+    # One program for all steps of the run reads as far as its last one.
+    size = len(order.step_inputs(state, first).kind)
+    used = cache.used + (last - first) * size
+    cache = cache.replace(used=used - size)
+
+    def body(carry, x, first=first):
+      state, cache, bad = carry
+      k, start, weight = x
+      state, new_cache, new, log = step(state, cache, k, first, start, weight)
+      cache = new_cache.replace(used=cache.used)
+      return (state, cache, bad | new), (log if trace else None)
+
+    xs = (
+      jnp.arange(first, last),
+      jnp.asarray(starts[first:last]),
+      jnp.asarray(weights[first:last]),
+    )
+    (state, cache, bad), log = jax.lax.scan(body, (state, cache, bad), xs)
+    cache = cache.replace(used=used)
+    if trace:
+      logs.append(jax.tree.map(_steps_in_a_row, log))
   tokens = order.tokens(state)
   if not trace:
     return Generated(tokens, bad, state.latent)
   guided, raw = jax.tree.map(lambda *t: jnp.concatenate(t, axis=-2), *logs)
-  return Generated(tokens, bad, state.latent, guided, raw)
+  return Generated(tokens, bad, state.latent, guided, raw, state.perm)
+
+
+def _steps_in_a_row(log: Float[Array, 'K ... n V']) -> Array:
+  """Logits of a scan: [K, ..., n, V] -> [..., K * n, V]."""
+  log = jnp.moveaxis(log, 0, -3)
+  return log.reshape(*log.shape[:-3], -1, log.shape[-1])
 
 
 def sample_keys(
@@ -278,10 +337,10 @@ class Sampler:
   def __init__(self, model: Scar, cfg: SamplerConfig):
     self.model, self.cfg, self.compilations = model, cfg, 0
 
-    def traced(variables, cond, seeds, scales, forced, add, cfg, trace):
+    def traced(variables, cond, seeds, scales, forced, add, known, cfg, trace):
       self.compilations += 1
       return generate(
-        model, variables, cond, seeds, scales, cfg, forced, trace, add
+        model, variables, cond, seeds, scales, cfg, forced, trace, add, known
       )
 
     self._run = jax.jit(traced, static_argnames=('cfg', 'trace'))
@@ -296,6 +355,7 @@ class Sampler:
     forced: Int[Array, 'B N'] | None = None,
     trace: bool = False,
     accumulate: Accumulate | None = None,
+    known: Known | None = None,
   ) -> Generated:
     """`generate` with this sampler's config; scales may be overridden.
 
@@ -316,6 +376,7 @@ class Sampler:
       scales,
       forced,
       accumulate,
+      known,
       cfg=static,
       trace=trace,
     )
@@ -330,6 +391,7 @@ class Sampler:
     guidance: float | None = None,
     guidance_image: float | None = None,
     accumulate: Accumulate | None = None,
+    known: Known | None = None,
   ) -> Int[Array, 'B N']:
     """Target tokens, row-major."""
     return self.run(
@@ -339,6 +401,7 @@ class Sampler:
       guidance,
       guidance_image,
       accumulate=accumulate,
+      known=known,
     ).tokens
 
 

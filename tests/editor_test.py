@@ -1,36 +1,19 @@
 import dataclasses
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
-from scar_cases import noisy
-from scar_setup import frozen_artifacts, scar_batch, scar_config
+from scar_setup import finished_runs
 
-from scar_jax.artifacts import save_artifact
 from scar_jax.editor import Editor, find_part
 from scar_jax.sampling import make_sampler
-from scar_jax.sharding import unbox
-from scar_jax.train.tasks import make_task
 
 
 @pytest.fixture(scope='module')
 def work(tmp_path_factory):
   """`runs/` with the work directories of three finished runs."""
-  runs = tmp_path_factory.mktemp('made') / 'runs'
-  artifacts = frozen_artifacts()
-  places = {
-    f'{name}__artifact': str(runs / f'{name}_run') for name in artifacts
-  }
-  task = make_task(scar_config(**places), artifacts)
-  shapes = jax.eval_shape(task.init, jax.random.key(0), scar_batch())
-  params = noisy(unbox(shapes['params']))
-  for name, part in artifacts.items():
-    folder = runs / f'{name}_run' / 'artifact'
-    save_artifact(folder, name, part.config, part.params)
-  save_artifact(runs / 'scar_run' / 'artifact', *task.artifact(params, {}))
-  return runs
+  return finished_runs(tmp_path_factory.mktemp('made') / 'runs')
 
 
 @pytest.fixture(scope='module')

@@ -1,16 +1,15 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scar_cases import (
-  noisy,
   tiny_config,
+  tiny_model,
 )
 
 from scar_jax.filters import SamplerConfig
 from scar_jax.models.condition import TextCondition
-from scar_jax.models.scar import Conditions, Scar, empty_conditions
+from scar_jax.models.scar import Conditions, Scar
 from scar_jax.sampling import (
   PERMUTATION,
   Sampler,
@@ -22,23 +21,7 @@ from scar_jax.sampling import (
 
 @pytest.fixture(scope='module')
 def tiny():
-  return _tiny(tiny_config(cond_dropout='joint'))
-
-
-def _tiny(cfg):
-  cond = empty_conditions(cfg, 3)
-  tokens = jnp.zeros((3, cfg.grid[0] * cfg.grid[1]), jnp.int32)
-  rngs = {'params': jax.random.key(0), 'order': jax.random.key(1)}
-  shapes = jax.eval_shape(Scar(cfg).init, rngs, tokens, cond)['params']
-  cond = jax.tree.map(
-    lambda x: (
-      jax.random.normal(jax.random.key(2), x.shape)
-      if x.dtype == jnp.float32
-      else x
-    ),
-    cond,
-  )
-  return Scar(cfg), {'params': noisy(nn.unbox(shapes), scale=0.4)}, cond
+  return tiny_model(tiny_config(cond_dropout='joint'))
 
 
 MODES = {
@@ -65,7 +48,7 @@ def test_cached_logits_are_the_teacher_forced_ones(tiny, mode):
 
 def test_cached_logits_with_hidden_padding_on_either_side():
   text = TextCondition(kind='t5', length=3, width=5, mask_pad=True)
-  model, variables, cond = _tiny(tiny_config(text=text))
+  model, variables, cond = tiny_model(tiny_config(text=text))
   mask = [[True, False, False], [False, True, True], [True, True, True]]
   cond = cond.replace(text_mask=jnp.array(mask))
   sampler = Sampler(model, SamplerConfig(guidance=2.0))
@@ -79,7 +62,7 @@ def test_cached_logits_with_hidden_padding_on_either_side():
 
 def test_random_order_is_cached_exactly():
   """Sets of 1 and 5 tokens, one permutation for each sample."""
-  model, variables, cond = _tiny(tiny_config(order='random', num_sets=2))
+  model, variables, cond = tiny_model(tiny_config(order='random', num_sets=2))
   seeds = jnp.array([4, 5, 6], jnp.uint32)
   settings = SamplerConfig(guidance=2.0, ramp='tokens')
   out = Sampler(model, settings).run(variables, cond, seeds, trace=True)

@@ -7,8 +7,11 @@ import numpy as np
 from scar_jax.models.condition import TextCondition
 from scar_jax.models.decoder import DecoderConfig
 from scar_jax.models.prefill import PrefixConfig
+from scar_jax.models.scar import Scar, empty_conditions
 from scar_jax.models.scar_config import ScarConfig
+from scar_jax.sharding import unbox
 
+OFF = PrefixConfig(compress='off', out=64)
 CLOSE = dict(rtol=1e-4, atol=2e-4)
 
 
@@ -33,3 +36,20 @@ def noisy(shapes, seed=0, scale=0.3):
     for x in leaves
   ]
   return jax.tree.unflatten(tree, new)
+
+
+def tiny_model(cfg):
+  """Model, variables and random conditions of three samples."""
+  cond = empty_conditions(cfg, 3)
+  tokens = jnp.zeros((3, cfg.grid[0] * cfg.grid[1]), jnp.int32)
+  rngs = {'params': jax.random.key(0), 'order': jax.random.key(1)}
+  shapes = jax.eval_shape(Scar(cfg).init, rngs, tokens, cond)['params']
+  cond = jax.tree.map(
+    lambda x: (
+      jax.random.normal(jax.random.key(2), x.shape)
+      if x.dtype == jnp.float32
+      else x
+    ),
+    cond,
+  )
+  return Scar(cfg), {'params': noisy(unbox(shapes), scale=0.4)}, cond

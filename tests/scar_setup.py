@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 from scar_cases import noisy
 
-from scar_jax.artifacts import Artifact
+from scar_jax.artifacts import Artifact, save_artifact
 from scar_jax.config import check, default_config
 from scar_jax.models.encoders.semantic import EncoderConfig, SemanticEncoder
 from scar_jax.models.tokenizers.make import make_tokenizer
 from scar_jax.models.tokenizers.msvq_config import MSVQConfig
 from scar_jax.models.tokenizers.vq import VQConfig
 from scar_jax.sharding import unbox
+from scar_jax.train.tasks import make_task
 
 SIZE = 8  # pixels; 2 x 2 tokens
 
@@ -73,3 +74,19 @@ def scar_batch(count=2, seed=0):
     'text_mask': jnp.ones((count, 4), bool),
     'valid': jnp.ones(count, bool),
   }
+
+
+def finished_runs(runs, **fields):
+  """Writes the work directories of three finished runs; returns `runs`."""
+  artifacts = frozen_artifacts()
+  places = {
+    f'{name}__artifact': str(runs / f'{name}_run') for name in artifacts
+  }
+  task = make_task(scar_config(**places, **fields), artifacts)
+  shapes = jax.eval_shape(task.init, jax.random.key(0), scar_batch())
+  params = noisy(unbox(shapes['params']))
+  for name, part in artifacts.items():
+    folder = runs / f'{name}_run' / 'artifact'
+    save_artifact(folder, name, part.config, part.params)
+  save_artifact(runs / 'scar_run' / 'artifact', *task.artifact(params, {}))
+  return runs

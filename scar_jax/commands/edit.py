@@ -1,6 +1,7 @@
 """`scar edit`: one image and one prompt to one image.
 
-In: `--workdir --image --prompt --out`. Out: a picture of the same size.
+In: `--workdir --image --prompt --out`, and `--mask` to draw a part anew. Out: a
+picture of the same size.
 """
 
 import pathlib
@@ -24,6 +25,8 @@ def define(values: flags.FlagValues) -> None:
   for name, about in {
     'image': 'Picture to edit, or line art to colour; any format and size.',
     'prompt': 'Instruction or caption; empty is no text.',
+    'mask': 'Picture of the same size: white is drawn anew, black is kept '
+    'exactly. Needs a model of the random order.',
     'out': 'Where the result goes; its ending is its format.',
   }.items():
     flags.DEFINE_string(name, None, about, flag_values=values)
@@ -58,6 +61,7 @@ def run(args: Args) -> str:
     None if picture is None else [picture],
     None if given.prompt is None and picture is not None else [given.prompt],
     labels=None if given.label is None else [given.label],
+    masks=None if given.mask is None else [given.mask],
     seed=given.seed,
     **shared.settings(given),
   )

@@ -13,8 +13,23 @@ _FLOATS = {
   'guidance_image': 'Strength of the condition image; 1 is off.',
   'temperature': '0 is greedy.',
   'top_p': 'Keep the most likely codes up to this mass; 1 is all.',
+  'schedule_noise': 'Of --schedule=confidence: how much chance joins in.',
 }
-SETTINGS = (*_FLOATS, 'top_k', 'smooth')
+_COUNTS = {
+  'top_k': 'Keep this many codes; 0 is all.',
+  'num_sets': 'Steps of the random order; 0 is as trained.',
+}
+_CHOICES = {
+  'ramp': (
+    ('constant', 'sets', 'tokens'),
+    'Guidance grows with the steps done, or with the tokens known.',
+  ),
+  'schedule': (
+    ('random', 'confidence'),
+    'Of the random order: any places next, or those the model is surest of.',
+  ),
+}
+SETTINGS = (*_FLOATS, *_COUNTS, *_CHOICES, 'smooth')
 
 
 def define(values: flags.FlagValues) -> None:
@@ -29,13 +44,14 @@ def define(values: flags.FlagValues) -> None:
   text('text', 'Use this T5 in place of the recorded one.')
   for name, about in _FLOATS.items():
     flags.DEFINE_float(name, None, about, flag_values=values)
-  flags.DEFINE_integer(
-    'top_k', None, 'Keep this many codes; 0 is all.', flag_values=values
-  )
   flags.DEFINE_boolean(
     'smooth', None, 'Mix codes in place of drawing one (scale order).',
     flag_values=values,
   )  # fmt: skip
+  for name, about in _COUNTS.items():
+    flags.DEFINE_integer(name, None, about, lower_bound=0, flag_values=values)
+  for name, (accepted, about) in _CHOICES.items():
+    flags.DEFINE_enum(name, None, accepted, about, flag_values=values)
   flags.DEFINE_integer('seed', 0, 'Of the first image.', flag_values=values)
   flags.DEFINE_integer(
     'batch', None, 'Images made together.', lower_bound=1, flag_values=values

@@ -140,12 +140,17 @@ def letterbox(
     size: of the result.
     fill: 'edge' repeats the border pixels, 'white' paints 255.
   """
+  box = letterbox_box(image.shape[:2], size)
+  return letterbox_like(image, box, fill), box
+
+
+def letterbox_box(source: tuple[int, ...], size: Size) -> Box:
+  """The box that a picture of (height, width) `source` fills in `size`."""
   canvas = as_size(size)
-  source = image.shape[:2]
   scale = min(canvas[0] / source[0], canvas[1] / source[1])
   height = min(canvas[0], max(1, round(source[0] * scale)))
   width = min(canvas[1], max(1, round(source[1] * scale)))
-  box = Box(
+  return Box(
     top=(canvas[0] - height) // 2,
     left=(canvas[1] - width) // 2,
     height=height,
@@ -153,7 +158,6 @@ def letterbox(
     source=(source[0], source[1]),
     canvas=canvas,
   )
-  return letterbox_like(image, box, fill), box
 
 
 def letterbox_like(

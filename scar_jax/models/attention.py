@@ -28,6 +28,8 @@ class KVCache:
     set_ids: int32 [S]; slots not written yet hold `UNWRITTEN`.
     valid: bool [B, S], False at masked padding.
     length: int32, slots written.
+    used: static bound on `length`, beyond which no slot is read; None reads
+      all.
   """
 
   k: Float[Array, 'N B S H K']
@@ -35,6 +37,7 @@ class KVCache:
   set_ids: Int[Array, ' S']
   valid: Bool[Array, 'B S']
   length: Int[Array, '']
+  used: int | None = struct.field(pytree_node=False, default=None)
 
 
 def empty_cache(
@@ -55,8 +58,8 @@ def cache_mask(
   cache: KVCache,
   set_ids: Int[Array, ' L'],
   key_valid: Bool[Array, 'B L'] | None,
-) -> tuple[Bool[Array, 'B L S'], KVCache]:
-  """Mask of L new positions over all slots, and the cache's new bookkeeping.
+) -> tuple[Bool[Array, 'B L used'], KVCache]:
+  """Mask of L new positions over used slots, and the cache's bookkeeping.
 
   The new positions take the slots `cache.length ...`; their keys and values
   are written by the layers. Going past the last slot is the caller's mistake
@@ -78,8 +81,11 @@ def cache_mask(
   valid = cache.valid
   if key_valid is not None:
     valid = jax.lax.dynamic_update_slice_in_dim(valid, key_valid, at, axis=1)
-  mask = set_mask(set_ids, ids, valid, at)
-  return mask, cache.replace(set_ids=ids, valid=valid, length=at + count)
+  used = None if cache.used is None else min(cache.used + count, size)
+  mask = set_mask(set_ids, ids[:used], valid[:, :used], at)
+  return mask, cache.replace(
+    set_ids=ids, valid=valid, length=at + count, used=used
+  )
 
 
 def write_layer(
@@ -87,13 +93,13 @@ def write_layer(
   new: Float[Array, 'B L H K'],
   layer: Int[Array, ''],
   at: Int[Array, ''],
-) -> tuple[Float[Array, 'N B S H K'], Float[Array, 'B S H K']]:
-  """Writes one layer's new keys (or values), returns all of that layer's."""
+  used: int | None = None,
+) -> tuple[Float[Array, 'N B S H K'], Float[Array, 'B used H K']]:
+  """Writes one layer's new keys (or values), returns those in use."""
   new = new.astype(cache_kv.dtype)[None]
   cache_kv = jax.lax.dynamic_update_slice(cache_kv, new, (layer, 0, at, 0, 0))
-  return cache_kv, jax.lax.dynamic_index_in_dim(
-    cache_kv, layer, axis=0, keepdims=False
-  )
+  one = jax.lax.dynamic_index_in_dim(cache_kv, layer, axis=0, keepdims=False)
+  return cache_kv, one[:, :used]
 
 
 def attend(

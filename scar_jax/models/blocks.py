@@ -112,8 +112,9 @@ class Attention(nn.Module):
     k = constrain(k, 'batch', 'length', 'act_heads', 'head_dim')
     v = constrain(v, 'batch', 'length', 'act_heads', 'head_dim')
     if shared.at is not None:
-      k_all, k = write_layer(carry.k, k, layer, shared.at)
-      v_all, v = write_layer(carry.v, v, layer, shared.at)
+      used = shared.mask.shape[-1]
+      k_all, k = write_layer(carry.k, k, layer, shared.at, used)
+      v_all, v = write_layer(carry.v, v, layer, shared.at, used)
       carry = carry._replace(k=k_all, v=v_all)
     out = attend(
       q,

@@ -354,20 +354,24 @@ class Scar(nn.Module):
     inputs: Inputs,
     cache: KVCache,
     vector: Float[Array, 'B D'] | None = None,
-  ) -> tuple[Float[Array, 'B M V'], KVCache]:
-    """One sampling step: logits of all its inputs.
+    last: int = 0,
+    key_valid: Bool[Array, 'B M'] | None = None,
+  ) -> tuple[Float[Array, 'B n V'], KVCache]:
+    """One sampling step: logits of its last inputs.
 
     Args:
       inputs: of the step.
       cache: of all steps before.
       vector: that of `prefill`, which the adaln blocks read in every step.
+      last: how many inputs, from the end, predict; 0 is all.
+      key_valid: False at inputs that no other may see.
     """
     rope = self._rope(self.layout.target_positions(inputs))
     x = self._embed(inputs, rope, vector)
     hidden, cache = self.decoder(
-      x, rope, inputs.set_ids, cache=cache, cond=vector
+      x, rope, inputs.set_ids, cache, key_valid, cond=vector
     )
-    return self.decoder.logits(hidden), cache
+    return self.decoder.logits(hidden[:, -last:]), cache
 
 
 def _given(cond: Conditions, name: str) -> jax.Array:

@@ -8,7 +8,12 @@ from scar_jax.orders.layout import (
   make_layout,
   set_mask,
 )
-from scar_jax.orders.random import RandomOrder, cosine_sizes
+from scar_jax.orders.random import (
+  Known,
+  RandomOrder,
+  cosine_sizes,
+  given_tokens,
+)
 from scar_jax.orders.raster import RasterOrder
 from scar_jax.orders.scale import PATCH_NUMS, ScaleOrder
 
@@ -18,6 +23,7 @@ __all__ = [
   'ORDERS',
   'PATCH_NUMS',
   'Inputs',
+  'Known',
   'Layout',
   'Order',
   'RandomOrder',
@@ -25,6 +31,7 @@ __all__ = [
   'SampleState',
   'ScaleOrder',
   'cosine_sizes',
+  'given_tokens',
   'make_layout',
   'make_order',
   'set_mask',

@@ -66,18 +66,23 @@ class SampleState:
 class Order(Protocol):
   """How the target is cut into sets; the only thing that orders differ in.
 
-  Steps are numbered from 0. `uniform` says that all steps after the first
-  have one shape and take a traced step number; `from_prefix` that step 0 has
-  no inputs: its logits come from the last position of set 0.
+  Steps are numbered from 0. `from_prefix` says that step 0 has no inputs: its
+  logits come from the last position of set 0.
   """
 
   name: str
-  uniform: bool
   from_prefix: bool
 
   @property
   def set_sizes(self) -> tuple[int, ...]:
     """Targets predicted in each step."""
+
+  @property
+  def runs(self) -> tuple[tuple[int, int], ...]:
+    """Steps that have inputs, cut into runs [first, last) of one shape.
+
+    In a run of several steps the step number may be traced.
+    """
 
   @property
   def num_targets(self) -> int:
@@ -110,11 +115,12 @@ class Order(Protocol):
   def start(self, batch: int, keys: Array | None = None) -> SampleState:
     """The state before step 0; `keys` is one PRNG key per sample."""
 
-  def step_inputs(self, state: SampleState, k) -> Inputs | None:
-    """Inputs of sampling step k; None if it has none."""
+  def step_inputs(self, state: SampleState, k, like=None) -> Inputs | None:
+    """Inputs of sampling step k; None if it has none.
 
-  def logit_slots(self, k: int) -> np.ndarray:
-    """Which inputs of step k predict, in target order."""
+    Its targets are predicted by the last of them, in target order.
+    Where k is traced, `like` is the number of any step of its run.
+    """
 
   def write(self, state: SampleState, k, new, accumulate=None) -> SampleState:
     """The state with the tokens [B, n_k] of step k."""

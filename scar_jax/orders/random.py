@@ -3,18 +3,20 @@
 In: tokens `[B, N]` row-major and one permutation per sample. Out: for each set
 its queries, then its contents; the contents of the last set are left out, so
 a sequence has 2N - n_K target positions. Set sizes follow the cosine schedule
-of MaskGIT. Source: method 1.6 and 9.6 (queries as in RandAR).
+of MaskGIT. Targets that are known beforehand (inpainting) come first. Source:
+method 1.6 and 9.6 (queries as in RandAR).
 """
 
 import dataclasses
 import functools
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.orders.layout import (
   CONTENT,
@@ -23,7 +25,6 @@ from scar_jax.orders.layout import (
   SampleState,
   grid_positions,
   put_set,
-  take_set,
 )
 
 
@@ -48,46 +49,105 @@ def cosine_sizes(count: int, sets: int) -> tuple[int, ...]:
   return tuple(sizes)
 
 
+def given_tokens(known: int, total: int) -> int:
+  """How many of `known` tokens enter before the first step.
+
+  Rounded down to eighths of `total`, so that all masks together compile few
+  programs; the rest of them take part in the steps without being drawn.
+  """
+  unit = -(-total // 8)
+  return known // unit * unit
+
+
+@struct.dataclass
+class Known:
+  """Tokens that are not drawn.
+
+  Attributes:
+    tokens: row-major.
+    keep: True where the token is known.
+    given: of these, in every sample, enter before the first step.
+  """
+
+  tokens: Int[Array, 'B N']
+  keep: Bool[Array, 'B N']
+  given: int = struct.field(pytree_node=False, default=0)
+
+
 @dataclasses.dataclass(frozen=True)
 class RandomOrder:
-  """Random sets on a token grid (h, w); set sizes are static."""
+  """Random sets on a token grid; their sizes are static.
+
+  Attributes:
+    grid: (h, w).
+    num_sets: K, over the targets that are not given.
+    given: targets known before sampling, first in target order. They form
+      sets like those of training, and enter together with the first queries.
+  """
 
   grid: tuple[int, int]
   num_sets: int = 16
+  given: int = 0
 
   name: ClassVar[str] = 'random'
-  uniform: ClassVar[bool] = False
   from_prefix: ClassVar[bool] = False
 
   def __post_init__(self):
     cosine_sizes(self.num_targets, self.num_sets)
+    assert 0 <= self.given < self.num_targets
 
   @property
   def num_targets(self) -> int:
     """N."""
     return self.grid[0] * self.grid[1]
 
-  @property
+  @functools.cached_property
+  def _given_sizes(self) -> tuple[int, ...]:
+    """The first sets of the whole schedule, the last one cut."""
+    sizes, left = [], self.given
+    for size in cosine_sizes(self.num_targets, self.num_sets):
+      sizes.append(min(size, left))
+      left -= sizes[-1]
+    return tuple(size for size in sizes if size)
+
+  @functools.cached_property
   def set_sizes(self) -> tuple[int, ...]:
-    """Cosine schedule over `num_sets` sets."""
-    return cosine_sizes(self.num_targets, self.num_sets)
+    """Given sets, then the cosine schedule over `num_sets` sets."""
+    left = self.num_targets - self.given
+    return self._given_sizes + cosine_sizes(left, min(self.num_sets, left))
+
+  @property
+  def runs(self) -> tuple[tuple[int, int], ...]:
+    """Neighbours with equally many contents and queries form a run."""
+    sizes, first = self.set_sizes, len(self._given_sizes)
+    runs: list[tuple[int, int]] = []
+    for k in range(first, len(sizes)):
+      if k > first + 1 and sizes[k - 2] == sizes[k - 1] == sizes[k]:
+        runs[-1] = (runs[-1][0], k + 1)
+      else:
+        runs.append((k, k + 1))
+    return tuple(runs)
 
   @property
   def input_len(self) -> int:
     """2N - n_K."""
     return 2 * self.num_targets - self.set_sizes[-1]
 
-  def _bounds(self, k: int) -> tuple[int, int]:
-    """First and last + 1 target of set k (from 0)."""
-    first = sum(self.set_sizes[:k])
-    return first, first + self.set_sizes[k]
+  @functools.cached_property
+  def _starts(self) -> np.ndarray:
+    """First target of each set."""
+    return np.cumsum((0, *self.set_sizes[:-1])).astype(np.int32)
+
+  def _start(self, k: int | Array) -> Any:
+    """First target of set k (from 0), which may be traced."""
+    return int(self._starts[k]) if isinstance(k, int) else _at(self._starts, k)
 
   @functools.cached_property
   def _plan(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each input: its target, its kind, its set id."""
     rows = []
     for k, size in enumerate(self.set_sizes):
-      target = np.arange(*self._bounds(k))
+      target = self._starts[k] + np.arange(size)
       rows.append((target, np.full(size, QUERY), np.full(size, 2 * k + 1)))
       rows.append((target, np.full(size, CONTENT), np.full(size, 2 * k + 2)))
     target, kind, ids = (
@@ -148,43 +208,71 @@ class RandomOrder:
     perm = None if keys is None else self.draw(keys)
     return SampleState(jnp.zeros((batch, self.num_targets), jnp.int32), perm)
 
-  def step_inputs(self, state: SampleState, k: int) -> Inputs:
-    """Contents of the set before, then the queries of set k."""
-    target, kind, ids = self._plan
-    first, last = self._bounds(k)
-    before = self.set_sizes[k - 1] if k else 0
-    # In sequence order these are neighbours: set k's queries follow 2 c - n.
-    here = slice(2 * first - before, first + last)
-    grid, size = grid_positions(self.grid), last - first
-    batch = state.tokens.shape[0]
-    contents = take_set(state.tokens, first - before, before)
-    return Inputs(
-      tokens=jnp.concatenate(
-        [contents, jnp.full((batch, size), -1, contents.dtype)], axis=1
-      ),
-      values=None,
-      positions=grid[target[here]]
-      if state.perm is None
-      else jnp.asarray(grid)[state.perm[:, target[here]]],
-      set_ids=ids[here],
-      kind=tuple(int(x) for x in kind[here]),
-      index=np.arange(here.start, here.stop, dtype=np.int32),
-    )
+  def known_first(self, state: SampleState, known: Known) -> SampleState:
+    """A start state whose first targets are the known ones."""
+    kept = jnp.take_along_axis(known.keep, state.perm, axis=1)
+    first = jnp.argsort(~kept, axis=1, stable=True)
+    perm = jnp.take_along_axis(state.perm, first, axis=1)
+    return state.replace(perm=perm, tokens=self.targets(known.tokens, perm))
 
-  def logit_slots(self, k: int) -> np.ndarray:
-    """The queries, which stand last."""
-    before = self.set_sizes[k - 1] if k else 0
-    return np.arange(before, before + self.set_sizes[k])
+  def best_first(
+    self, state: SampleState, k: int, score: Float[Array, 'B n']
+  ) -> SampleState:
+    """Sorts the targets from set k on by falling score."""
+    start = self._start(k)
+    rank = jnp.argsort(-score, axis=1, stable=True)
+
+    def sort(x: Array) -> Array:
+      return put_set(x, jnp.take_along_axis(x[:, start:], rank, axis=1), start)
+
+    return state.replace(perm=sort(state.perm), tokens=sort(state.tokens))
+
+  def step_inputs(
+    self,
+    state: SampleState,
+    k: int | Array,
+    like: int | None = None,
+    ahead: int | None = None,
+  ) -> Inputs:
+    """Contents of the set before, then the queries of set k.
+
+    Args:
+      state: of the sampler.
+      k: step, traced if `like` is given.
+      like: a step of the same run.
+      ahead: ask for the next `ahead` targets in place of set k.
+    """
+    shape = k if like is None else like
+    start, size = self._start(k), ahead or self.set_sizes[shape]
+    if shape == len(self._given_sizes):
+      target, kind, ids = (x[: 2 * self.given] for x in self._plan)
+    else:
+      before = self.set_sizes[shape - 1]
+      target = start + np.arange(-before, 0)
+      kind, ids = np.full(before, CONTENT), 2 * k + np.zeros(before, np.int32)
+    join = np if isinstance(k, int) else jnp
+    target = join.concatenate([target, start + np.arange(size)])
+    kind = np.concatenate([kind, np.full(size, QUERY)])
+    grid = grid_positions(self.grid)
+    return Inputs(
+      tokens=jnp.where(kind == CONTENT, state.tokens[:, target], -1),
+      values=None,
+      positions=_at(grid, target)
+      if state.perm is None
+      else _at(grid, state.perm[:, target]),
+      set_ids=join.concatenate([ids, 2 * k + np.ones(size, np.int32)]),
+      kind=tuple(int(x) for x in kind),
+    )
 
   def write(
     self,
     state: SampleState,
-    k: int,
+    k: int | Array,
     new: Int[Array, 'B n'],
     accumulate: None = None,
   ) -> SampleState:
     """The tokens of set k, in target order."""
-    return state.replace(tokens=put_set(state.tokens, new, self._bounds(k)[0]))
+    return state.replace(tokens=put_set(state.tokens, new, self._start(k)))
 
   def tokens(self, state: SampleState) -> Int[Array, 'B N']:
     """All tokens, row-major again."""
@@ -193,3 +281,8 @@ class RandomOrder:
     return jnp.take_along_axis(
       state.tokens, jnp.argsort(state.perm, axis=1), axis=1
     )
+
+
+def _at(table: np.ndarray, index: Any) -> Array:
+  """Rows of a constant table; the index may be traced."""
+  return jnp.asarray(table)[index]

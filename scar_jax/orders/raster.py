@@ -30,7 +30,6 @@ class RasterOrder:
   grid: tuple[int, int]
 
   name: ClassVar[str] = 'raster'
-  uniform: ClassVar[bool] = True
   from_prefix: ClassVar[bool] = True
 
   @property
@@ -42,6 +41,11 @@ class RasterOrder:
   def set_sizes(self) -> tuple[int, ...]:
     """One token in each of N steps."""
     return (1,) * self.num_targets
+
+  @property
+  def runs(self) -> tuple[tuple[int, int], ...]:
+    """All steps after the first have one shape."""
+    return ((1, self.num_targets),) if self.num_targets > 1 else ()
 
   @property
   def input_len(self) -> int:
@@ -87,7 +91,9 @@ class RasterOrder:
     """No token yet."""
     return SampleState(jnp.zeros((batch, self.num_targets), jnp.int32))
 
-  def step_inputs(self, state: SampleState, k: int | Array) -> Inputs | None:
+  def step_inputs(
+    self, state: SampleState, k: int | Array, like: int | None = None
+  ) -> Inputs | None:
     """Token k - 1; k may be traced if it is above 0."""
     if isinstance(k, int) and k == 0:
       return None
@@ -101,10 +107,6 @@ class RasterOrder:
       kind=(CONTENT,),
       index=at[None],
     )
-
-  def logit_slots(self, k: int) -> np.ndarray:
-    """The only input (in step 0 the last set-0 position)."""
-    return np.array([-1 if k == 0 else 0])
 
   def write(
     self,

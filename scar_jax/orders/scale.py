@@ -54,7 +54,6 @@ class ScaleOrder:
   patch_nums: tuple[int, ...] = PATCH_NUMS[256]
 
   name: ClassVar[str] = 'scale'
-  uniform: ClassVar[bool] = False
   from_prefix: ClassVar[bool] = False
 
   def __post_init__(self):
@@ -69,6 +68,11 @@ class ScaleOrder:
   def set_sizes(self) -> tuple[int, ...]:
     """Tokens of each scale, its side squared."""
     return tuple(p * p for p in self.patch_nums)
+
+  @property
+  def runs(self) -> tuple[tuple[int, int], ...]:
+    """Every scale has a shape of its own."""
+    return tuple((k, k + 1) for k in range(len(self.patch_nums)))
 
   @property
   def num_targets(self) -> int:
@@ -158,13 +162,11 @@ class ScaleOrder:
     """No scale yet."""
     return SampleState(jnp.zeros((batch, self.num_targets), jnp.int32))
 
-  def step_inputs(self, state: SampleState, k: int) -> Inputs:
+  def step_inputs(
+    self, state: SampleState, k: int, like: int | None = None
+  ) -> Inputs:
     """Start tokens, or the resized latent of the scales before k."""
     return self._inputs(k, k + 1, state.tokens.shape[0], state.values)
-
-  def logit_slots(self, k: int) -> np.ndarray:
-    """All inputs."""
-    return np.arange(self.set_sizes[k])
 
   def write(
     self,

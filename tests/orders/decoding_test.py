@@ -137,7 +137,7 @@ def test_cached_decoding_by_sets_equals_the_full_pass(
       if step is not None:
         rope = model.rope(layout.target_positions(step))
         logits, cache = model.run(model.embed(step), rope, step.set_ids, cache)
-      parts.append(logits[:, order.logit_slots(k)])
+      parts.append(logits[:, -size:])
       forced = targets[:, first : first + size]
       state = order.write(state, k, forced, model.add)
       first += size

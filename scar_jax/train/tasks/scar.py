@@ -38,6 +38,7 @@ from scar_jax.sampling import (
   generate,
   split_scales,
 )
+from scar_jax.sampling_steps import sampling_order
 from scar_jax.types import Array, Batch, PyTree
 
 SECTIONS = SCAR_SECTIONS
@@ -204,6 +205,7 @@ class ScarTask:
     # Before training, not at the first picture.
     check_guidance(editor.model, split_scales(editor.sample)[1].guidance_mode)
     check_smooth(editor.model, editor.sample)
+    sampling_order(editor.model, editor.sample)
 
   def init(self, rng: Array, batch: Batch) -> dict[str, PyTree]:
     """Fresh parameters; only shapes of the batch matter."""

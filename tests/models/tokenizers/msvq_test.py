@@ -9,7 +9,7 @@ import pytest
 from scar_jax import objectives
 from scar_jax.convert.parity_vq import nhwc
 from scar_jax.convert.var_vqvae import convert
-from scar_jax.models.tokenizers.msvq import MSVQModel, straight_through
+from scar_jax.models.tokenizers.msvq import MSVQModel
 from scar_jax.models.tokenizers.msvq_config import MSVQConfig, msvq_config
 from scar_jax.models.tokenizers.residual import nearest_code, phi_picks, shrink
 from scar_jax.orders import PATCH_NUMS, ScaleOrder

@@ -1,0 +1,80 @@
+"""`scar bench`: how fast this machine is.
+
+In: the name of a bench, such as `orders`, and sizes. Out: a table, and where
+asked a JSON file of the same rows. One module of `scar_jax/bench/` for each.
+"""
+
+import importlib
+from typing import Any
+
+from absl import flags
+
+from scar_jax.commands.parsing import Args
+from scar_jax.config_values import nearest
+
+ABOUT = 'Measure speed on this machine.'
+EXAMPLE = 'scar bench orders --json=orders.json'
+WITH_CONFIG = False
+POSITIONAL = 'name'
+# Name -> what it measures; the module is scar_jax/bench/<name>.py.
+BENCHES = {'orders': 'steps and seconds per image of each order'}
+
+
+def define(values: flags.FlagValues) -> None:
+  """Declares the flags."""
+  known = '; '.join(f'{name}: {about}' for name, about in BENCHES.items())
+  flags.DEFINE_string('name', None, f'Of {known}.', flag_values=values)
+  flags.DEFINE_string('json', None, 'File for the rows.', flag_values=values)
+  flags.DEFINE_string(
+    'size', 'small', 'Of the decoder, such as small, B or L.',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_enum(
+    'dtype', 'float32', ('float32', 'bfloat16'), 'Of matrix products.',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_list(
+    'sets', ['8', '16', '32'], 'Steps of the random order, one row for each.',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_float(
+    'guidance', 3.0, 'Strength of the text; 1 makes no null branch.',
+    flag_values=values,
+  )  # fmt: skip
+  for name, (default, about) in {
+    'grid': (16, 'Tokens per side.'),
+    'batch': (1, 'Images made together.'),
+    'repeats': (5, 'Timed calls, of which the median counts.'),
+  }.items():
+    flags.DEFINE_integer(
+      name, default, about, lower_bound=1, flag_values=values
+    )
+
+
+def run(args: Args) -> str:
+  """Measures; returns the closing line.
+
+  Raises:
+    ValueError: no such bench, or sizes that it cannot take.
+  """
+  from scar_jax.commands.console import say
+  from scar_jax.eval.report import print_table, write_json
+
+  given = args.flags
+  if given.name not in BENCHES:
+    raise ValueError(
+      f'bench {given.name!r} is unknown.{nearest(given.name or "", BENCHES)} '
+      f'Known: {", ".join(BENCHES)}. Example: {EXAMPLE}'
+    )
+  bench: Any = importlib.import_module(f'scar_jax.bench.{given.name}')
+  say(f'measuring {BENCHES[given.name]}')
+  report = bench.run(given)
+  shown = ', '.join(f'{k} {v}' for k, v in report.settings.items())
+  print_table({report.label(row): row for row in report.rows}, title=shown)
+  if not given.json:
+    return 'done'
+  write_json(
+    given.json,
+    {'bench': given.name, 'settings': report.settings, 'rows': report.rows},
+  )
+  return str(given.json)

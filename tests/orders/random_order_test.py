@@ -1,0 +1,128 @@
+"""The steps of the random order, for any number of sets and given targets."""
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from scar_jax.orders import Known, RandomOrder, given_tokens
+
+
+@st.composite
+def orders(draw):
+  """Small grids; every number of sets, from 1 to one for each token."""
+  grid = draw(st.tuples(st.integers(1, 4), st.integers(2, 5)))
+  count = grid[0] * grid[1]
+  sets = draw(st.integers(1, count))
+  return RandomOrder(grid, sets, draw(st.integers(0, count - 1)))
+
+
+def _state(order, seed=0):
+  rng = np.random.default_rng(seed)
+  tokens = jnp.asarray(rng.integers(0, 99, (2, order.num_targets)))
+  state = order.start(2, jax.random.split(jax.random.key(seed), 2))
+  return tokens, state.replace(tokens=order.targets(tokens, state.perm))
+
+
+def _joined(parts):
+  return np.concatenate([np.asarray(p) for p in parts], axis=-1)
+
+
+@settings(deadline=None, max_examples=10)
+@given(order=orders())
+def test_steps_together_are_the_training_sequence(order):
+  tokens, state = _state(order)
+  full = order.train_inputs(tokens, state.perm)
+  steps = [k for first, last in order.runs for k in range(first, last)]
+  # The given sets enter with the queries of the first step.
+  assert steps == list(range(steps[0], len(order.set_sizes)))
+  assert sum(order.set_sizes[: steps[0]]) == order.given
+  parts = [order.step_inputs(state, k) for k in steps]
+  assert _joined(p.tokens for p in parts).tolist() == full.tokens.tolist()
+  assert _joined(p.set_ids for p in parts).tolist() == full.set_ids.tolist()
+  assert sum((p.kind for p in parts), ()) == full.kind
+  positions = np.concatenate([p.positions for p in parts], axis=1)
+  np.testing.assert_array_equal(positions, full.positions)
+
+
+@settings(deadline=None, max_examples=10)
+@given(order=orders())
+def test_a_run_takes_a_traced_step(order):
+  _, state = _state(order)
+  for first, last in order.runs:
+    traced = jax.jit(lambda k, first=first: order.step_inputs(state, k, first))
+    for k in {first + 1, last - 1} & set(range(first + 1, last)):
+      wanted, ours = order.step_inputs(state, k), traced(k)
+      assert ours.kind == wanted.kind
+      for name in ('tokens', 'positions', 'set_ids'):
+        np.testing.assert_array_equal(
+          getattr(ours, name), getattr(wanted, name)
+        )
+      new = jnp.full((2, order.set_sizes[k]), 7)
+      np.testing.assert_array_equal(
+        jax.jit(order.write)(state, k, new).tokens,
+        order.write(state, k, new).tokens,
+      )
+
+
+def test_one_token_at_a_time_is_one_loop():
+  assert RandomOrder((16, 16), 256).runs == ((0, 1), (1, 256))
+  assert len(RandomOrder((16, 16), 16).runs) == 16
+
+
+def test_given_targets_form_the_sets_of_training():
+  whole = RandomOrder((4, 4), 4)
+  assert whole.set_sizes == (2, 3, 5, 6)
+  order = RandomOrder((4, 4), 4, given=7)
+  assert order.set_sizes == (2, 3, 2, 1, 2, 3, 3)
+  assert order.set_sizes[3:] == RandomOrder((3, 3), 4).set_sizes
+  few = RandomOrder((4, 4), 4, given=14)  # fewer tokens left than sets
+  assert few.set_sizes == (2, 3, 5, 4, 1, 1)
+
+
+@pytest.mark.parametrize(
+  ('known', 'total', 'expected'),
+  [
+    (0, 16, 0),
+    (1, 16, 0),
+    (2, 16, 2),
+    (15, 16, 14),
+    (143, 144, 126),
+  ],
+)
+def test_given_tokens_are_counted_in_eighths(known, total, expected):
+  assert given_tokens(known, total) == expected
+  sizes = {given_tokens(n, total) for n in range(total)}
+  assert len(sizes) <= 8
+  assert max(sizes) < total
+
+
+def test_known_tokens_come_first_and_stay_in_their_cells():
+  order = RandomOrder((2, 3), 2)
+  tokens = jnp.asarray([[10, 11, 12, 13, 14, 15], [20, 21, 22, 23, 24, 25]])
+  keep = jnp.asarray([[0, 1, 0, 0, 1, 0], [1, 1, 1, 0, 0, 0]], bool)
+  start = order.start(2, jax.random.split(jax.random.key(3), 2))
+  state = order.known_first(start, Known(tokens, keep))
+  for row, cells in enumerate(state.perm.tolist()):
+    count = int(keep[row].sum())
+    assert set(cells[:count]) == set(np.flatnonzero(keep[row]).tolist())
+    assert sorted(cells) == list(range(6))
+    assert state.tokens[row].tolist() == [int(tokens[row, c]) for c in cells]
+    # Within both parts the order is that of the permutation.
+    unknown = [c for c in start.perm[row].tolist() if not keep[row, c]]
+    assert cells[count:] == unknown
+  np.testing.assert_array_equal(order.tokens(state), tokens)
+
+
+def test_best_first_sorts_what_is_left():
+  order = RandomOrder((2, 3), 3)
+  assert order.set_sizes == (1, 2, 3)
+  state = order.start(1, jax.random.split(jax.random.key(0), 1))
+  state = state.replace(tokens=state.perm + 50)
+  score = jnp.asarray([[0.0, 3.0, 1.0, 3.0, 2.0]])
+  moved = order.best_first(state, 1, score)
+  before, after = state.perm[0].tolist(), moved.perm[0].tolist()
+  assert after == [before[i] for i in (0, 2, 4, 5, 3, 1)]
+  np.testing.assert_array_equal(moved.tokens, moved.perm + 50)
