@@ -219,7 +219,7 @@ class Editor:
       tokens = run(
         self._params,
         self._conditions(self._frozen, batch),
-        np.asarray([seeds[i] for i in padded], np.uint32),
+        jnp.asarray([seeds[i] for i in padded], jnp.uint32),
         cfg.guidance,
         cfg.guidance_image,
         known,
