@@ -222,7 +222,7 @@ class Editor:
       out = run.run(
         self._params,
         self._conditions(self._frozen, batch),
-        np.asarray([seeds[i] for i in padded], np.uint32),
+        jnp.asarray([seeds[i] for i in padded], jnp.uint32),
         cfg.guidance,
         cfg.guidance_image,
         accumulate=self._parts.accumulate(self._frozen),
