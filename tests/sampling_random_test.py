@@ -47,15 +47,14 @@ def _full(model, variables, cond, out, sets):
   return full.logits.reshape(2, 3, N, -1)
 
 
-@pytest.mark.parametrize('sets', [1, 3, N])
 @pytest.mark.parametrize(
-  ('prefix', 'prefix_mask', 'dtype'),
+  ('sets', 'prefix', 'prefix_mask', 'dtype'),
   [
-    (True, 'bidirectional', 'float32'),
-    (True, 'causal', 'float32'),
-    (False, 'bidirectional', 'float32'),
-    (False, 'causal', 'float32'),
-    (True, 'bidirectional', 'bfloat16'),
+    (1, True, 'bidirectional', 'float32'),
+    (N, True, 'bidirectional', 'float32'),
+    (3, True, 'causal', 'float32'),
+    (3, False, 'causal', 'float32'),
+    (3, True, 'bidirectional', 'bfloat16'),
   ],
 )
 def test_cached_sampling_with_forced_tokens_is_teacher_forcing(
@@ -80,7 +79,7 @@ def test_cached_sampling_with_forced_tokens_is_teacher_forcing(
   )
 
 
-@pytest.mark.parametrize('sets', [1, 3, N])
+@pytest.mark.parametrize('sets', [3, N])
 def test_logits_of_a_set_know_nothing_of_it_or_of_later_sets(tiny, sets):
   model, variables, cond = tiny
   sampler = Sampler(model, SamplerConfig(guidance_mode='none', num_sets=sets))
@@ -104,7 +103,7 @@ def test_logits_of_a_set_know_nothing_of_it_or_of_later_sets(tiny, sets):
 def test_number_of_steps_is_free_and_the_default_is_that_of_training(tiny):
   model, variables, cond = tiny
   trained = Sampler(model, SamplerConfig(guidance=2.0))
-  for sets in (0, 2, 3, N):
+  for sets in (0, 2, 3):
     sampler = Sampler(model, SamplerConfig(guidance=2.0, num_sets=sets))
     tokens = sampler(variables, cond, SEEDS)
     np.testing.assert_array_equal(tokens, sampler(variables, cond, SEEDS))
