@@ -101,7 +101,7 @@ def test_codes_start_from_residuals_of_unquantised_scales():
   before, after = (
     error(known, p['vq']['codebook']).mean() for p in (params, started)
   )
-  assert after < 0.7 * before
+  assert after < 0.8 * before
 
 
 def test_padding_rows_are_neither_counted_nor_lost_on():
