@@ -7,8 +7,10 @@
 # Leaves grid.png, metrics.json and the work directories in OUT. A second run
 # picks up where the first one stopped.
 #
-#   OUT          where results go    (default: runs/quickstart, with SMOKE=1
-#                runs/quickstart_smoke)
+#   ORDER        which tokens are predicted together: raster (the default),
+#                scale or random
+#   OUT          where results go    (default: runs/quickstart, with the ORDER
+#                and _smoke at its end where given)
 #   SMOKE=1      the same path in a few minutes, with models too small to edit
 #   ABLATIONS=1  also trains without the source and without the instruction
 #   PYTHON VENV  see setup.sh
@@ -18,8 +20,8 @@ cd "$(dirname "$0")/.."
 . launch/setup.sh
 set_up data
 
-out=${OUT:-runs/quickstart${SMOKE:+_smoke}}
-small=${SMOKE:+,smoke}
+out=${OUT:-runs/quickstart${ORDER:+_$ORDER}${SMOKE:+_smoke}}
+switches=${ORDER:+,order=$ORDER}${SMOKE:+,smoke}
 config=configs/openmoji.py
 mkdir -p "$out"
 
@@ -44,7 +46,7 @@ stage() {
 train() {
   local name=$1 variant=$2
   shift 2
-  stage "$name" scar train --config="$config:$variant$small" \
+  stage "$name" scar train --config="$config:$variant$switches" \
     --workdir="$out/$name" "$@"
 }
 

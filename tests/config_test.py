@@ -156,7 +156,6 @@ def test_the_scale_order_has_a_tokenizer_of_many_scales(module, sides):
   assert config.model.patch_nums == sides
   tokenizer = model_config(config.model)
   assert tokenizer.image_size == config.data.image_size
-  assert tokenizer.code_dim == model_config(_tokenizer(module).model).code_dim
   assert check(module.get_config('edit,order=scale')).order.name == 'scale'
   assert _tokenizer(module).model.patch_nums == ()
 

@@ -53,9 +53,9 @@ def test_known_tokens_stay_and_the_others_are_drawn(editor, monkeypatch):
   seen = []
   images = editor._images
 
-  def spy(frozen, tokens):
+  def spy(frozen, tokens, latent):
     seen.append(np.asarray(tokens))
-    return images(frozen, tokens)
+    return images(frozen, tokens, latent)
 
   monkeypatch.setattr(editor, '_images', spy)
   picture, mask = _picture(16, 16), _corner(16, 16)
