@@ -216,7 +216,7 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     train=dict(
       ema=0.99, log_every=25, save_every=400, picture_every=400,
     ),
-    sample=dict(temperature=0.0, guidance=3.0),
+    sample=dict(temperature=0.0, guidance=2.0),
   )  # fmt: skip
   if given.order == 'scale':
     # Every wrong code of an early scale spoils the whole picture.

@@ -146,8 +146,8 @@ class ScarModel:
   drop_path: float = number(0.0, 0.0, 1.0)
   token_dropout: float = number(0.1, 0.0, 1.0)
   token_dropout_scope: str = choice('text', 'text', 'all')
-  token_noise: float = number(0.0, 0.0, 1.0)  # most inputs made random codes
-  context_dropout: float = number(0.0, 0.0, 1.0)  # all inputs random codes
+  token_noise: float = number(0.0, 0.0, 1.0)  # most inputs replaced
+  context_dropout: float = number(0.0, 0.0, 1.0)  # all inputs replaced
   text_dropout: float = number(0.1, 0.0, 1.0)  # null text, for guidance
   prefix_dropout: float = number(0.1, 0.0, 1.0)  # null prefix, joint scheme
   cond_dropout: str = choice('text', 'text', 'joint')

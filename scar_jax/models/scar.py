@@ -269,27 +269,27 @@ class Scar(nn.Module):
     )
 
   def _noisy(self, tokens: Int[Array, 'B N']) -> Int[Array, 'B N']:
-    """Replaces a share of the inputs, another in each sample, by any codes.
+    """Replaces a share of the inputs, another in each sample, by other ones.
 
     The model then cannot lean on the tokens before alone: every token asks the
     prefix and the text again, and its own mistakes in sampling are nothing new
-    (the idea of the self-correction in FoundationVision/Infinity). In some
-    samples no input is left: a few clean ones already tell what the text says.
-    In the scale order noise changes the targets: the tokenizer makes both
-    (`seen`).
+    (the idea of the self-correction in FoundationVision/Infinity). The codes
+    are those of the next sample, at the same places: a mistake looks like a
+    picture too, and random codes would be told apart at once. In some samples
+    no input is left: a few clean ones already tell what the text says. In the
+    scale order noise changes the targets: the tokenizer makes both (`seen`).
     """
     cfg = self.cfg
     if self._scales or not (cfg.token_noise or cfg.context_dropout):
       return tokens
-    share, lost, hit, code = jax.random.split(self.make_rng('dropout'), 4)
+    share, lost, hit = jax.random.split(self.make_rng('dropout'), 3)
     rows = (len(tokens), 1)
     share = cfg.token_noise * jax.random.uniform(share, rows)
     share = jnp.where(
       jax.random.uniform(lost, rows) < cfg.context_dropout, 1.0, share
     )
     hit = jax.random.uniform(hit, tokens.shape) < share
-    codes = jax.random.randint(code, tokens.shape, 0, cfg.decoder.vocab)
-    return jnp.where(hit, codes, tokens)
+    return jnp.where(hit, jnp.roll(tokens, 1, axis=0), tokens)
 
   def _dropped(self, cond: Conditions, draws: Float[Array, ' B']) -> Conditions:
     cfg = self.cfg

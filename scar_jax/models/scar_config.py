@@ -50,11 +50,11 @@ class ScarConfig:
     prefix_dropout: rate of null prefixes in training, 'joint' only.
     token_dropout: rate on embeddings of text, or of text and target.
     token_dropout_scope: 'text' or 'all'; never the prefix.
-    token_noise: largest share of target inputs replaced by random codes, drawn
-      per sample, in training; in the scale order the targets follow, see
-      `MSVQModel.encode_noisy`.
+    token_noise: largest share of target inputs replaced by those of another
+      sample, drawn per sample, in training; in the scale order by random codes,
+      and the targets follow, see `MSVQModel.encode_noisy`.
     context_dropout: share of samples in training all of whose target inputs
-      are random codes; not of the scale order.
+      are replaced; not of the scale order.
     align_hidden: 'post_norm', or 'pre_norm' with a non-affine LayerNorm on
       both sides of the alignment.
   """
