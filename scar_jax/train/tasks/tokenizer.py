@@ -25,6 +25,7 @@ from scar_jax.models.tokenizers.make import (
   make_tokenizer,
   tokenizer_config,
 )
+from scar_jax.models.tokenizers.vq import start_inverse
 from scar_jax.types import Batch, PyTree
 
 
@@ -144,8 +145,11 @@ class TokenizerTask:
     """Variables 'params' (vq, disc), 'codes' and 'batch_stats'."""
     vq_rng, disc_rng = jax.random.split(rng)
     images = batch['target']
+    fresh = self.model.init(vq_rng, images)['params']
+    if getattr(self.cfg, 'local', False) and self.cfg.skip:
+      fresh = start_inverse(fresh)
     out = {
-      'params': {'vq': self.model.init(vq_rng, images)['params']},
+      'params': {'vq': fresh},
       'codes': codebook.init_usage(self.cfg.codes, self.cfg.code_dim),
     }
     if self._disc is not None:

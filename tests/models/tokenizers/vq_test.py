@@ -11,6 +11,7 @@ from scar_jax.models.tokenizers import layers
 from scar_jax.models.tokenizers.vq import (
   VQConfig,
   VQModel,
+  start_inverse,
   vq_config,
 )
 
@@ -103,3 +104,15 @@ def test_a_local_encoder_sees_the_pixels_of_a_token_and_keeps_distances():
   moved = np.abs(model.apply(params, other, method='features') - raw).max(-1)
   assert moved[0, 1, 2] > 0.1
   assert np.count_nonzero(moved) == 1
+
+
+def test_a_local_model_starts_as_its_own_inverse():
+  cfg = dataclasses.replace(vq_config('tiny'), codes=64)
+  model = VQModel(cfg)
+  images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1)
+  fresh = model.init(jax.random.key(0), images)['params']
+  start = start_inverse(fresh)
+  # Same tree, the logical axes included.
+  assert jax.tree.structure(start) == jax.tree.structure(fresh)
+  unquantised = model.apply({'params': start}, images, mix=0.0).images
+  np.testing.assert_allclose(unquantised, images, atol=1e-5)
