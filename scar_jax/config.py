@@ -20,7 +20,7 @@ from scar_jax.config_values import (
   read_section,
   unknown_name,
 )
-from scar_jax.filters import RAMPS
+from scar_jax.filters import RAMPS, SCHEDULES
 from scar_jax.train.tasks import task_module
 
 
@@ -167,7 +167,7 @@ class SampleConfig:
   ramp: str = choice('', '', *RAMPS)  # of guidance over sets; '': by order
   smooth: bool = False  # scale order: mix codes in place of drawing one
   num_sets: int = number(0, 0)  # steps of the random order; 0: as trained
-  schedule: str = choice('random', 'random', 'confidence')  # random order
+  schedule: str = choice('random', *SCHEDULES)  # random order
   schedule_noise: float = number(1.0, 0.0)  # Gumbel, of 'confidence'
   batch: int = number(16, 1)  # images made together
 

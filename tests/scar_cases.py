@@ -38,18 +38,23 @@ def noisy(shapes, seed=0, scale=0.3):
   return jax.tree.unflatten(tree, new)
 
 
+def with_features(cond, seed):
+  """Conditions whose features are drawn; ids and masks stay."""
+  return jax.tree.map(
+    lambda x: (
+      jax.random.normal(jax.random.key(seed), x.shape)
+      if x.dtype == jnp.float32
+      else x
+    ),
+    cond,
+  )
+
+
 def tiny_model(cfg):
   """Model, variables and random conditions of three samples."""
   cond = empty_conditions(cfg, 3)
   tokens = jnp.zeros((3, cfg.grid[0] * cfg.grid[1]), jnp.int32)
   rngs = {'params': jax.random.key(0), 'order': jax.random.key(1)}
   shapes = jax.eval_shape(Scar(cfg).init, rngs, tokens, cond)['params']
-  cond = jax.tree.map(
-    lambda x: (
-      jax.random.normal(jax.random.key(2), x.shape)
-      if x.dtype == jnp.float32
-      else x
-    ),
-    cond,
-  )
-  return Scar(cfg), {'params': noisy(unbox(shapes), scale=0.4)}, cond
+  params = noisy(unbox(shapes), scale=0.4)
+  return Scar(cfg), {'params': params}, with_features(cond, 2)

@@ -20,20 +20,16 @@ _COUNTS = {
   'num_sets': 'Steps of the random order; 0 is as trained.',
 }
 _CHOICES = {
-  'ramp': (
-    ('constant', 'sets', 'tokens'),
-    'Guidance grows with the steps done, or with the tokens known.',
-  ),
-  'schedule': (
-    ('random', 'confidence'),
-    'Of the random order: any places next, or those the model is surest of.',
-  ),
+  'ramp': 'Guidance grows with the steps done, or with the tokens known.',
+  'schedule': 'Of the random order: any places next, or those the model is '
+  'surest of.',
 }
 SETTINGS = (*_FLOATS, *_COUNTS, *_CHOICES, 'smooth')
 
 
 def define(values: flags.FlagValues) -> None:
   """Declares them."""
+  from scar_jax.filters import RAMPS, SCHEDULES
 
   def text(name: str, about: str) -> None:
     flags.DEFINE_string(name, None, about, flag_values=values)
@@ -50,8 +46,9 @@ def define(values: flags.FlagValues) -> None:
   )  # fmt: skip
   for name, about in _COUNTS.items():
     flags.DEFINE_integer(name, None, about, lower_bound=0, flag_values=values)
-  for name, (accepted, about) in _CHOICES.items():
-    flags.DEFINE_enum(name, None, accepted, about, flag_values=values)
+  accepted = {'ramp': RAMPS, 'schedule': SCHEDULES}
+  for name, about in _CHOICES.items():
+    flags.DEFINE_enum(name, None, accepted[name], about, flag_values=values)
   flags.DEFINE_integer('seed', 0, 'Of the first image.', flag_values=values)
   flags.DEFINE_integer(
     'batch', None, 'Images made together.', lower_bound=1, flag_values=values

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scar_cases import noisy, tiny_config
+from scar_cases import noisy, tiny_config, with_features
 
 from scar_jax import objectives
 from scar_jax.models.condition import TextCondition, drop_conditions
@@ -53,15 +53,7 @@ def _tiny(cfg, seed=0):
   rngs = {'params': jax.random.key(seed), 'order': jax.random.key(1)}
   cond = empty_conditions(cfg, 2)
   shapes = jax.eval_shape(Scar(cfg).init, rngs, tokens, cond)['params']
-  cond = jax.tree.map(
-    lambda x: (
-      jax.random.normal(jax.random.key(3), x.shape)
-      if x.dtype == jnp.float32
-      else x
-    ),
-    cond,
-  )
-  return cfg, noisy(nn.unbox(shapes)), tokens, cond
+  return cfg, noisy(nn.unbox(shapes)), tokens, with_features(cond, 3)
 
 
 def _grad_of(term, cfg, params, tokens, cond, stop=False):

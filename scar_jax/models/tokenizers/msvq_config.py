@@ -7,7 +7,7 @@ builds its network from.
 import dataclasses
 from typing import Any, ClassVar
 
-from scar_jax.models.tokenizers.vq import VQConfig
+from scar_jax.models.tokenizers.vq import VQConfig, fields_of_size
 from scar_jax.orders.scale import PATCH_NUMS, ScaleOrder
 
 
@@ -115,9 +115,4 @@ def msvq_config(size: str, **overrides: Any) -> MSVQConfig:
   Raises:
     ValueError: unknown size.
   """
-  if size not in _SIZES:
-    raise ValueError(
-      f'tokenizer size {size!r}; accepted: {sorted(_SIZES)} (set '
-      '`tokenizer.size`)'
-    )
-  return MSVQConfig(**(_SIZES[size] | overrides))
+  return MSVQConfig(**(fields_of_size(_SIZES, size) | overrides))

@@ -7,6 +7,7 @@ that of FoundationVision/LlamaGen `VQModel` (names in convert/llamagen_vq.py).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -82,12 +83,23 @@ def vq_config(size: str, **overrides: Any) -> VQConfig:
   Raises:
     ValueError: unknown size.
   """
-  if size not in _SIZES:
+  return VQConfig(**(fields_of_size(_SIZES, size) | overrides))
+
+
+def fields_of_size(
+  sizes: Mapping[str, dict[str, Any]], size: str
+) -> dict[str, Any]:
+  """What a named size sets in the config of a tokenizer.
+
+  Raises:
+    ValueError: unknown size; lists the known ones.
+  """
+  if size not in sizes:
     raise ValueError(
-      f'tokenizer size {size!r}; accepted: {sorted(_SIZES)} (set '
+      f'tokenizer size {size!r}; accepted: {sorted(sizes)} (set '
       '`tokenizer.size`)'
     )
-  return VQConfig(**(_SIZES[size] | overrides))
+  return sizes[size]
 
 
 @flax.struct.dataclass
@@ -276,10 +288,10 @@ class VQModel(nn.Module):
     cfg = self.cfg
     one = dict(window=1, padding=((0, 0), (0, 0)), dtype='float32')
     self.encoder = Encoder(cfg, name='encoder')
-    kw = one
-    if cfg.local:
-      kw = one | dict(kernel_init=nn.initializers.orthogonal())
-    self.quant_conv = layers.Conv(cfg.code_dim, name='quant_conv', **kw)
+    keep = dict(kernel_init=nn.initializers.orthogonal()) if cfg.local else {}
+    self.quant_conv = layers.Conv(
+      cfg.code_dim, name='quant_conv', **one, **keep
+    )
     self.post_quant_conv = layers.Conv(
       cfg.z_channels, name='post_quant_conv', **one
     )
