@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from scar_jax.filters import SamplerConfig
+from scar_jax.models.conditions import Conditions
 from scar_jax.models.encoders.semantic import SemanticEncoder
 from scar_jax.models.encoders.t5 import T5Encoder
-from scar_jax.models.scar import Conditions
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.models.tokenizers.make import is_multi_scale, make_tokenizer
 from scar_jax.models.tokenizers.msvq import accumulator

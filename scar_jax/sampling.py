@@ -24,12 +24,19 @@ from scar_jax.filters import (
   mixture,
   ramp_weights,
 )
-from scar_jax.models.scar import Conditions, Scar
+from scar_jax.models.conditions import Conditions
+from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.orders.layout import Inputs, take_set
 from scar_jax.orders.random import Known
 from scar_jax.orders.scale import Accumulate
-from scar_jax.sampling_steps import sampling_order, step_runs
+from scar_jax.sampling_steps import (
+  check_guidance,
+  check_smooth,
+  sampling_order,
+  split_scales,
+  step_runs,
+)
 from scar_jax.types import PyTree
 
 # Which part of the conditions each branch loses: (text, prefix).
@@ -271,60 +278,6 @@ def sample_keys(
   """One key per sample: that of its seed, folded with the stream."""
   keys = jax.vmap(jax.random.key)(seeds)
   return jax.vmap(jax.random.fold_in, (0, None))(keys, stream)
-
-
-def check_guidance(model: ScarConfig, mode: str) -> None:
-  """Raises where the model has not learned the null condition of a mode.
-
-  Raises:
-    ValueError: names the mode and the ones this model has.
-  """
-  accepted = ['none']
-  if model.text.kind != 'none':
-    accepted.append('text')
-  if model.has_null_prefix:
-    accepted.append('image')
-  if len(accepted) == 3:
-    accepted.append('image_text')
-  if mode not in accepted:
-    raise ValueError(
-      f'sample.guidance_mode={mode!r} needs null conditions that this model '
-      f'does not have; accepted: {", ".join(accepted)} (train with '
-      '--config.model.cond_dropout=joint, or set sample.guidance_mode)'
-    )
-
-
-def check_smooth(model: ScarConfig, cfg: SamplerConfig) -> None:
-  """Raises where a mixture of codes has no place to go.
-
-  Raises:
-    ValueError: `smooth` with an order whose inputs are tokens.
-  """
-  if cfg.smooth and model.order != 'scale':
-    raise ValueError(
-      f'sample.smooth=True with order {model.order!r}, which goes on from '
-      "tokens; accepted: the order 'scale' (set --config.sample.smooth=False)"
-    )
-
-
-def split_scales(
-  cfg: SamplerConfig,
-) -> tuple[Float[Array, ' 2'], SamplerConfig]:
-  """Guidance strengths (text, image), and the settings that shape a program.
-
-  Where the strengths say that guidance is off, so does the mode: no null
-  branch is computed.
-  """
-  scales = jnp.asarray([cfg.guidance, cfg.guidance_image], jnp.float32)
-  mode = cfg.guidance_mode
-  off = cfg.guidance == 1 and (mode != 'image_text' or cfg.guidance_image == 1)
-  static = dataclasses.replace(
-    cfg,
-    guidance_mode='none' if off else mode,
-    guidance=1.0,
-    guidance_image=1.0,
-  )
-  return scales, static
 
 
 class Sampler:

@@ -1,12 +1,17 @@
-"""Which steps a sampler takes: those of the model's order, or others.
+"""What a sampler can do with a model: its steps, and checks of its settings.
 
 In: the configs of a model and of its sampler. Out: an order with the wanted
-number of sets, and runs of steps that one loop can serve. Only the random order
-leaves a choice: its parameters know nothing of the number of sets. Called by
-`sampling.py`; the task checks its settings here before it trains.
+number of sets, runs of steps that one loop can serve, guidance strengths apart
+from what shapes a program. Only the random order leaves a choice of steps: its
+parameters know nothing of the number of sets. Called by `sampling.py`; the task
+checks its settings here before it trains.
 """
 
+import dataclasses
 from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from scar_jax.filters import SamplerConfig
 from scar_jax.models.scar_config import ScarConfig
@@ -57,3 +62,57 @@ def step_runs(order: Any, cfg: SamplerConfig) -> tuple[tuple[int, int], ...]:
     return order.runs
   first, last = order.runs[0][0], order.runs[-1][1]
   return tuple((k, k + 1) for k in range(first, last))
+
+
+def check_guidance(model: ScarConfig, mode: str) -> None:
+  """Raises where the model has not learned the null condition of a mode.
+
+  Raises:
+    ValueError: names the mode and the ones this model has.
+  """
+  accepted = ['none']
+  if model.text.kind != 'none':
+    accepted.append('text')
+  if model.has_null_prefix:
+    accepted.append('image')
+  if len(accepted) == 3:
+    accepted.append('image_text')
+  if mode not in accepted:
+    raise ValueError(
+      f'sample.guidance_mode={mode!r} needs null conditions that this model '
+      f'does not have; accepted: {", ".join(accepted)} (train with '
+      '--config.model.cond_dropout=joint, or set sample.guidance_mode)'
+    )
+
+
+def check_smooth(model: ScarConfig, cfg: SamplerConfig) -> None:
+  """Raises where a mixture of codes has no place to go.
+
+  Raises:
+    ValueError: `smooth` with an order whose inputs are tokens.
+  """
+  if cfg.smooth and model.order != 'scale':
+    raise ValueError(
+      f'sample.smooth=True with order {model.order!r}, which goes on from '
+      "tokens; accepted: the order 'scale' (set --config.sample.smooth=False)"
+    )
+
+
+def split_scales(
+  cfg: SamplerConfig,
+) -> tuple[Float[Array, ' 2'], SamplerConfig]:
+  """Guidance strengths (text, image), and the settings that shape a program.
+
+  Where the strengths say that guidance is off, so does the mode: no null
+  branch is computed.
+  """
+  scales = jnp.asarray([cfg.guidance, cfg.guidance_image], jnp.float32)
+  mode = cfg.guidance_mode
+  off = cfg.guidance == 1 and (mode != 'image_text' or cfg.guidance_image == 1)
+  static = dataclasses.replace(
+    cfg,
+    guidance_mode='none' if off else mode,
+    guidance=1.0,
+    guidance_image=1.0,
+  )
+  return scales, static

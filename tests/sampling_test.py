@@ -8,8 +8,9 @@ from scar_cases import (
 )
 
 from scar_jax.filters import SamplerConfig
-from scar_jax.models.condition import TextCondition
-from scar_jax.models.scar import Conditions, Scar
+from scar_jax.models.conditions import Conditions
+from scar_jax.models.scar import Scar
+from scar_jax.models.text_embedder import TextCondition
 from scar_jax.sampling import (
   PERMUTATION,
   Sampler,

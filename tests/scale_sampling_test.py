@@ -9,7 +9,7 @@ from scar_setup import frozen_artifacts, scar_batch, scar_config
 
 from scar_jax import config as config_lib
 from scar_jax.filters import SamplerConfig, mixture, ramp_weights
-from scar_jax.models.scar import Conditions
+from scar_jax.models.conditions import Conditions
 from scar_jax.parts import sampler_config
 from scar_jax.sampling import Sampler, sample_keys
 from scar_jax.sharding import unbox

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scar_jax.models.condition import TextCondition
+from scar_jax.models.conditions import empty_conditions
 from scar_jax.models.decoder import DecoderConfig
 from scar_jax.models.prefill import PrefixConfig
-from scar_jax.models.scar import Scar, empty_conditions
+from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
+from scar_jax.models.text_embedder import TextCondition
 from scar_jax.sharding import unbox
 
 OFF = PrefixConfig(compress='off', out=64)

@@ -18,11 +18,12 @@ import numpy as np
 from scar_jax.bench.timing import Report, machine, measure
 from scar_jax.config_values import read_value
 from scar_jax.filters import SamplerConfig
-from scar_jax.models.condition import TextCondition
+from scar_jax.models.conditions import empty_conditions
 from scar_jax.models.decoder import DecoderConfig, decoder_size
 from scar_jax.models.prefill import PrefixConfig
-from scar_jax.models.scar import Scar, empty_conditions
+from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
+from scar_jax.models.text_embedder import TextCondition
 from scar_jax.models.tokenizers.msvq import MSVQConfig, MSVQModel, accumulator
 from scar_jax.orders.scale import PATCH_NUMS
 from scar_jax.sampling import generate, split_scales

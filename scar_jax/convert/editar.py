@@ -21,7 +21,8 @@ from scar_jax.convert.gpt_sizes import (
   model_of,
   size,
 )
-from scar_jax.models.scar import Scar, empty_conditions
+from scar_jax.models.conditions import empty_conditions
+from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.parts import EditorConfig
 from scar_jax.types import PyTree

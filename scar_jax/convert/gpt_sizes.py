@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from scar_jax.convert.sizes import layers_of, shape_of
-from scar_jax.models.condition import TextCondition
 from scar_jax.models.decoder import SIZES, DecoderConfig, decoder_size
 from scar_jax.models.prefill import PrefixConfig
 from scar_jax.models.scar_config import ScarConfig
+from scar_jax.models.text_embedder import TextCondition
 from scar_jax.parts import EditorConfig, TextSetup
 from scar_jax.types import PyTree
 

@@ -22,8 +22,9 @@ from scar_jax.convert.parity_vq import nhwc
 from scar_jax.convert.selftest import Check, Fixture, gradient
 from scar_jax.filters import SamplerConfig
 from scar_jax.models import prefill
+from scar_jax.models.conditions import Conditions
 from scar_jax.models.encoders import semantic
-from scar_jax.models.scar import Conditions, Scar
+from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.sampling import Sampler
 from scar_jax.types import PyTree

@@ -19,7 +19,8 @@ from scar_jax.convert.common import disassemble
 from scar_jax.convert.parity_vq import nhwc
 from scar_jax.convert.selftest import Check, Fixture, gradient
 from scar_jax.filters import SamplerConfig
-from scar_jax.models.scar import Conditions, Scar
+from scar_jax.models.conditions import Conditions
+from scar_jax.models.scar import Scar
 from scar_jax.models.tokenizers.msvq import (
   MSVQModel,
   accumulator,

@@ -19,11 +19,12 @@ from scar_jax.convert.common import Entry, assemble, disassemble, linear
 from scar_jax.convert.gpt_sizes import artifact, model_of, size
 from scar_jax.convert.sizes import heads_of_64, layers_of, shape_of
 from scar_jax.filters import SamplerConfig
-from scar_jax.models.condition import TextCondition
+from scar_jax.models.conditions import empty_conditions
 from scar_jax.models.decoder import DecoderConfig, decoder_size
 from scar_jax.models.prefill import PrefixConfig
-from scar_jax.models.scar import Scar, empty_conditions
+from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
+from scar_jax.models.text_embedder import TextCondition
 from scar_jax.orders.scale import PATCH_NUMS, blank
 from scar_jax.parts import EditorConfig, TextSetup
 from scar_jax.types import PyTree

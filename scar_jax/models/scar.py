@@ -16,38 +16,16 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.models.attention import KVCache
-from scar_jax.models.condition import TextEmbedder, drop_conditions
+from scar_jax.models.conditions import Conditions, drop_conditions, given
 from scar_jax.models.decoder import SetDecoder, make_cache
 from scar_jax.models.layers import apply_rope, rope_table
 from scar_jax.models.prefill import Compressor
 from scar_jax.models.scale_inputs import ScaleInputs
 from scar_jax.models.scar_config import ScarConfig
+from scar_jax.models.text_embedder import TextEmbedder
 from scar_jax.orders.layout import CONTENT, QUERY, Inputs
 from scar_jax.orders.scale import Accumulate
 from scar_jax.sharding import annotated, constrain
-
-
-@struct.dataclass
-class Conditions:
-  """What a sample is made from. Fields that the config does not use are None.
-
-  Attributes:
-    features: frozen encoder features of the condition image.
-    source_tokens: its token grid instead, for the vq prefixes.
-    text: token ids ('byte') or T5 features ('t5').
-    text_mask: True at real tokens; an all-False row is the null text.
-    label: class ids.
-    null_text: rows whose text or class becomes the null one.
-    null_prefix: rows whose prefix becomes the null one.
-  """
-
-  features: Float[Array, 'B h w d'] | None = None
-  source_tokens: Int[Array, 'B h w'] | None = None
-  text: Int[Array, 'B T'] | Float[Array, 'B T F'] | None = None
-  text_mask: Bool[Array, 'B T'] | None = None
-  label: Int[Array, ' B'] | None = None
-  null_text: Bool[Array, ' B'] | None = None
-  null_prefix: Bool[Array, ' B'] | None = None
 
 
 @struct.dataclass
@@ -119,11 +97,11 @@ class Scar(nn.Module):
   def _prefix(self, cond: Conditions) -> tuple[jax.Array, jax.Array | None]:
     cfg = self.cfg.prefix
     if cfg.from_tokens:
-      source = self.decoder.embed(_given(cond, 'source_tokens'))
+      source = self.decoder.embed(given(cond, 'source_tokens'))
       source = source.reshape(source.shape[0], *cfg.grid, cfg.width)
     else:
       # The encoder is frozen: nothing flows back into it.
-      source = jax.lax.stop_gradient(_given(cond, 'features'))
+      source = jax.lax.stop_gradient(given(cond, 'features'))
     compressed = self.prefix.compress(source)
     restored = self.prefix.restore(compressed) if cfg.restores else None
     x = self.prefix.project(compressed)
@@ -149,10 +127,10 @@ class Scar(nn.Module):
       parts.append(self.scale.prefix(prefix) if self._scales else prefix)
     if cfg.text_len:
       if cfg.text.kind == 'label':
-        text = self.text.label(_given(cond, 'label'), null)
+        text = self.text.label(given(cond, 'label'), null)
       else:
         text, seen = self.text.text(
-          _given(cond, 'text'), _given(cond, 'text_mask'), null
+          given(cond, 'text'), given(cond, 'text_mask'), null
         )
         if cfg.text.mask_pad:
           ones = jnp.ones((batch, cfg.prefix.length), bool)
@@ -160,7 +138,7 @@ class Scar(nn.Module):
       x = self.scale.text(text) if self._scales else text
       parts.append(self.dropout(x, deterministic=deterministic))
     if self._scales:
-      label = _given(cond, 'label') if cfg.text.kind == 'label' else None
+      label = given(cond, 'label') if cfg.text.kind == 'label' else None
       vector = self.scale.condition(null, label, text, cond.text_mask)
     if not parts:
       parts.append(jnp.zeros((batch, 0, cfg.decoder.width)))
@@ -372,34 +350,3 @@ class Scar(nn.Module):
       x, rope, inputs.set_ids, cache, key_valid, cond=vector
     )
     return self.decoder.logits(hidden[:, -last:]), cache
-
-
-def _given(cond: Conditions, name: str) -> jax.Array:
-  value = getattr(cond, name)
-  if value is None:
-    raise ValueError(
-      f'the model needs conditions.{name} and got None; accepted: an array '
-      '(see the data source, or set prefix.compress and text.kind to match)'
-    )
-  return value
-
-
-def empty_conditions(cfg: ScarConfig, batch: int) -> Conditions:
-  """Zeros of the right shapes, for initialisation."""
-  fields: dict[str, jax.Array] = {}
-  prefix, text = cfg.prefix, cfg.text
-  if prefix.from_tokens:
-    fields['source_tokens'] = jnp.zeros((batch, *prefix.grid), jnp.int32)
-  elif prefix.compress != 'off':
-    fields['features'] = jnp.zeros((batch, *prefix.grid, prefix.width))
-  if text.kind == 'label':
-    fields['label'] = jnp.zeros(batch, jnp.int32)
-  elif text.kind != 'none':
-    shape = (batch, text.length)
-    fields['text_mask'] = jnp.ones(shape, bool)
-    fields['text'] = (
-      jnp.zeros(shape, jnp.int32)
-      if text.kind == 'byte'
-      else jnp.zeros((*shape, text.width))
-    )
-  return Conditions(**fields)

@@ -8,9 +8,9 @@ Plain fields only, so that an artifact can store it as JSON.
 import dataclasses
 import functools
 
-from scar_jax.models.condition import TextCondition
 from scar_jax.models.decoder import DecoderConfig
 from scar_jax.models.prefill import PrefixConfig
+from scar_jax.models.text_embedder import TextCondition
 from scar_jax.orders.layout import Layout, Order, make_layout
 from scar_jax.orders.random import RandomOrder
 from scar_jax.orders.raster import RasterOrder

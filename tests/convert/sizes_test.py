@@ -7,12 +7,12 @@ import pytest
 
 from scar_jax.convert import dinov2, editar, families, llamagen_vq, t5
 from scar_jax.convert.common import flatten, torch_shape
-from scar_jax.models.condition import TextCondition
 from scar_jax.models.decoder import decoder_size
 from scar_jax.models.encoders.dinov2 import DINOv2, dinov2_config
 from scar_jax.models.encoders.t5 import T5Encoder, t5_config
 from scar_jax.models.prefill import PrefixConfig
 from scar_jax.models.scar_config import ScarConfig
+from scar_jax.models.text_embedder import TextCondition
 from scar_jax.models.tokenizers.vq import VQModel, vq_config
 
 

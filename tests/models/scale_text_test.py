@@ -9,13 +9,14 @@ import pytest
 from scar_cases import CLOSE, noisy
 
 from scar_jax.filters import SamplerConfig
-from scar_jax.models.condition import TextCondition
+from scar_jax.models.conditions import empty_conditions
 from scar_jax.models.decoder import DecoderConfig
 from scar_jax.models.encoders.t5 import t5_config
 from scar_jax.models.prefill import PrefixConfig
 from scar_jax.models.scale_inputs import ScaleInputs
-from scar_jax.models.scar import Scar, empty_conditions
+from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
+from scar_jax.models.text_embedder import TextCondition
 from scar_jax.models.tokenizers.msvq import MSVQModel, accumulator
 from scar_jax.models.tokenizers.msvq_config import MSVQConfig
 from scar_jax.orders.scale import ScaleOrder, blank

@@ -9,10 +9,11 @@ import pytest
 from scar_cases import noisy, tiny_config, with_features
 
 from scar_jax import objectives
-from scar_jax.models.condition import TextCondition, drop_conditions
+from scar_jax.models.conditions import drop_conditions, empty_conditions
 from scar_jax.models.encoders.t5 import t5_config
 from scar_jax.models.prefill import PrefixConfig
-from scar_jax.models.scar import Scar, empty_conditions
+from scar_jax.models.scar import Scar
+from scar_jax.models.text_embedder import TextCondition
 
 
 @functools.cache

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scar_cases import noisy, tiny_config
 
-from scar_jax.models.scar import Scar, empty_conditions
+from scar_jax.models.conditions import empty_conditions
+from scar_jax.models.scar import Scar
 
 
 @pytest.fixture(scope='module')

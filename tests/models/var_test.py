@@ -10,9 +10,10 @@ from scar_cases import CLOSE, noisy
 
 from scar_jax.convert import var, var_vqvae
 from scar_jax.filters import SamplerConfig
+from scar_jax.models.conditions import Conditions, empty_conditions
 from scar_jax.models.decoder import DecoderConfig
 from scar_jax.models.prefill import PrefixConfig
-from scar_jax.models.scar import Conditions, Scar, empty_conditions
+from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.models.tokenizers.msvq import accumulator
 from scar_jax.sampling import generate

@@ -2,7 +2,7 @@
 
 In: ids `[B, T]`, mask `[B, T]` (True at real tokens). Out: `[B, T, D]` after
 the final norm. Frozen flan-T5 comes through `convert/t5.py`; the byte-level
-small one (`t5_config('byte')`) is a submodule of `models/condition.py`.
+small one (`t5_config('byte')`) is a submodule of `models/text_embedder.py`.
 Source: huggingface/transformers `T5EncoderModel`, method 5.5.
 """
 

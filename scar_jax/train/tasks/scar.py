@@ -17,13 +17,14 @@ from scar_jax import objectives
 from scar_jax.config import SCAR_SECTIONS
 from scar_jax.config_values import check_multiple
 from scar_jax.models.codebook_init import start_from_codebook
-from scar_jax.models.condition import TextCondition
+from scar_jax.models.conditions import empty_conditions
 from scar_jax.models.decoder import decoder_size
 from scar_jax.models.encoders.semantic import encoder_grid, encoder_width
 from scar_jax.models.encoders.t5 import t5_config
 from scar_jax.models.prefill import PrefixConfig
-from scar_jax.models.scar import Scar, empty_conditions
+from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
+from scar_jax.models.text_embedder import TextCondition
 from scar_jax.orders.scale import blank
 from scar_jax.parts import (
   EditorConfig,

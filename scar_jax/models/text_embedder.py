@@ -1,9 +1,9 @@
-"""The text part of set 0, and which conditions a training step drops.
+"""The text part of set 0.
 
 In: class ids, token ids of a trained byte encoder, or features of a frozen T5.
 Out: embeddings `[B, T, D]` and which of their keys may be seen. Called by
-`models/scar.py`. Sources: FoundationVision/LlamaGen (label table, caption MLP,
-null captions), EditAR's joint dropout as in JoonHyung-Park/GridAR.
+`models/scar.py`. Source: FoundationVision/LlamaGen (label table, caption MLP,
+null captions).
 """
 
 import dataclasses
@@ -67,29 +67,6 @@ class TextCondition:
   def features(self) -> int:
     """Width before the caption MLP."""
     return self.encoder.width if self.encoder else self.width
-
-
-def drop_conditions(
-  draws: Float[Array, ' B'], scheme: str, text: float, prefix: float
-) -> tuple[Bool[Array, ' B'], Bool[Array, ' B']]:
-  """Which samples lose their text and which their prefix.
-
-  Args:
-    draws: uniform numbers in [0, 1), one per sample.
-    scheme: 'text' drops only text, where the draw is below its rate; 'joint'
-      drops the prefix below `prefix`, the text in the two outer halves of
-      `text`, so that half of the text drops fall on dropped prefixes (equal
-      rates).
-    text: rate of null text.
-    prefix: rate of null prefixes, for 'joint'.
-
-  Returns:
-    `(null_text, null_prefix)`.
-  """
-  if scheme == 'joint':
-    outer = (draws < text / 2) | (draws > 1 - text / 2)
-    return outer, draws < prefix
-  return draws < text, jnp.zeros(draws.shape, bool)
 
 
 class TextEmbedder(nn.Module):
