@@ -154,6 +154,7 @@ class ScarModel:
   remat: str = 'none'  # rematerialisation policy of the layers
   scan: bool = True  # layers stacked and scanned
   dtype: str = 'float32'  # of matrix products
+  place_init: str = choice('normal', 'normal', 'sincos')  # scale order
   codebook_init: bool = False  # tables start from the tokenizer's codes
 
 

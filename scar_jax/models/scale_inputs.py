@@ -16,9 +16,25 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.models import layers as nl
 from scar_jax.models.blocks import ada_std
-from scar_jax.orders.layout import START, Inputs
+from scar_jax.orders.layout import START, Inputs, grid_positions
 from scar_jax.orders.scale import ScaleOrder
 from scar_jax.sharding import annotated
+
+
+def place_waves(places: np.ndarray, width: int) -> np.ndarray:
+  """Sines and cosines of places in a picture, float32 [n, width], of unit RMS.
+
+  Rows of near places are alike, whatever grid they are on. Wavelengths run from
+  four pictures down to an eighth of one, half of the channels for each axis.
+
+  Args:
+    places: (row, column) in units of the picture, [n, 2].
+    width: a multiple of 4.
+  """
+  waves = 2 * np.pi * np.geomspace(0.25, 8, width // 4)
+  angle = (places[..., None] * waves).reshape(len(places), -1)
+  pair = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+  return (np.sqrt(2) * pair).astype(np.float32)
 
 
 class ScaleInputs(nn.Module):
@@ -29,32 +45,44 @@ class ScaleInputs(nn.Module):
     width: D.
     classes: of the class table; id `classes` is the null class, the only one
       of a model without classes.
-    prefix_len: P, 0 without a prefix.
+    prefix_grid: (rows, columns) of the prefix, None without one.
     text_len: T, 0 without a text.
+    place_init: 'normal' or 'sincos', see `ScarConfig`.
   """
 
   order: ScaleOrder
   width: int
   classes: int
-  prefix_len: int = 0
+  prefix_grid: tuple[int, int] | None = None
   text_len: int = 0
+  place_init: str = 'normal'
 
   def setup(self):
-    order, init = self.order, nn.initializers.normal(ada_std(self.width))
+    order, std = self.order, ada_std(self.width)
+    init = nn.initializers.normal(std)
 
-    def table(name: str, rows: int) -> Any:
+    def table(name: str, rows: int, init: Any = init) -> Any:
       shape = (rows, self.width)
       return self.param(name, annotated(init, None, 'embed'), shape)
 
+    def places(centres: Float[Array, 'n 2'] | np.ndarray) -> Any:
+      if self.place_init == 'normal':
+        return init
+      waves = place_waves(centres / order.patch_nums[-1], self.width)
+      return lambda *_: jnp.asarray(std * waves)
+
     self.label = table('label', self.classes + 1)
     self.start = table('start', order.set_sizes[0])
-    self.place = table('place', order.num_targets)
+    centres = order.positions() + 0.5
+    self.place = table('place', order.num_targets, places(centres))
     self.level = table('level', len(order.set_sizes))
     self.word = nl.Dense(
       (self.width,), (None, 'embed'), use_bias=True, kernel_init=init
     )
-    if self.prefix_len:
-      self.prefix_place = table('prefix_place', self.prefix_len)
+    if self.prefix_grid:
+      cells = grid_positions(self.prefix_grid) + 0.5
+      cells *= np.divide(order.side, self.prefix_grid)
+      self.prefix_place = table('prefix_place', len(cells), places(cells))
       self.prefix_level = table('prefix_level', 1)
     if self.text_len:
       self.text_place = table('text_place', self.text_len)

@@ -82,7 +82,13 @@ class Scar(nn.Module):
     if self._scales:
       classes = cfg.text.classes if cfg.text.kind == 'label' else 0
       self.scale = ScaleInputs(
-        self.order, D, classes, cfg.prefix.length, cfg.text_len, name='scale'
+        self.order,
+        D,
+        classes,
+        cfg.prefix.out_grid,
+        cfg.text_len,
+        cfg.place_init,
+        name='scale',
       )
     if cfg.text_len:
       self.text = TextEmbedder(cfg.text, D, name='text')

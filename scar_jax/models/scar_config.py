@@ -23,6 +23,7 @@ _CHOICES = {
   'text_rope': ('zero', 'identity'),
   'cond_dropout': ('text', 'joint'),
   'token_dropout_scope': ('all', 'text'),
+  'place_init': ('normal', 'sincos'),
   'align_hidden': ('post_norm', 'pre_norm'),
 }
 
@@ -42,17 +43,20 @@ class ScarConfig:
     num_sets: sets of the random order.
     patch_nums: sides of the scale order.
     latent_dim: channels of the latents that the scale order sees.
+    place_init: its tables of places start as 'normal' noise (VAR), or as
+      'sincos' of where they lie, so that prefix and scales know from the first
+      step what is beside what.
     prefix_mask: 'bidirectional' (paper) or 'causal' (official code).
     prefix_rope: where prefix and target lie in RoPE coordinates.
     text_rope: 'zero' for LlamaGen weights, 'identity' from scratch.
-    cond_dropout: 'text' or 'joint'; see `condition.drop_conditions`.
+    cond_dropout: 'text' or 'joint'; see `conditions.drop_conditions`.
     text_dropout: rate of null text in training.
     prefix_dropout: rate of null prefixes in training, 'joint' only.
     token_dropout: rate on embeddings of text, or of text and target.
     token_dropout_scope: 'text' or 'all'; never the prefix.
     token_noise: largest share of target inputs replaced by those of another
-      sample, drawn per sample, in training; in the scale order by random codes,
-      and the targets follow, see `MSVQModel.encode_noisy`.
+      sample, drawn per sample, in training; in the scale order the targets
+      follow, see `MSVQModel.encode_noisy`.
     context_dropout: share of samples in training all of whose target inputs
       are replaced; not of the scale order.
     align_hidden: 'post_norm', or 'pre_norm' with a non-affine LayerNorm on
@@ -67,6 +71,7 @@ class ScarConfig:
   num_sets: int = 16
   patch_nums: tuple[int, ...] = ()
   latent_dim: int = 32
+  place_init: str = 'normal'
   prefix_mask: str = 'bidirectional'
   prefix_rope: str = 'offset_p'
   text_rope: str = 'zero'
@@ -115,6 +120,11 @@ class ScarConfig:
       )
     if self.order != 'scale':
       return
+    if self.place_init == 'sincos' and self.decoder.width % 4:
+      raise ValueError(
+        f"place_init='sincos' with width {self.decoder.width}; accepted: a "
+        'multiple of 4 (set --config.model.width)'
+      )
     if self.context_dropout:
       raise ValueError(
         f"context_dropout={self.context_dropout} with order='scale', whose "

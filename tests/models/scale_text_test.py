@@ -9,6 +9,7 @@ import pytest
 from scar_cases import CLOSE, noisy
 
 from scar_jax.filters import SamplerConfig
+from scar_jax.models.blocks import ada_std
 from scar_jax.models.conditions import empty_conditions
 from scar_jax.models.decoder import DecoderConfig
 from scar_jax.models.encoders.t5 import t5_config
@@ -169,7 +170,7 @@ def test_hidden_words_and_null_texts_change_nothing(add):
 
 
 def test_a_new_model_starts_at_the_null_class():
-  module = ScaleInputs(ScaleOrder(SIDES), 16, 0, 4, 3)
+  module = ScaleInputs(ScaleOrder(SIDES), 16, 0, (2, 2), 3)
   null, text = jnp.zeros(2, bool), jnp.ones((2, 3, 16))
   vector, variables = module.init_with_output(
     jax.random.key(0), null, None, text, text[..., 0] > 0, method='condition'
@@ -178,6 +179,21 @@ def test_a_new_model_starts_at_the_null_class():
   assert params['label'].shape == params['text_level'].shape == (1, 16)
   assert params['text_place'].shape == (3, 16)
   np.testing.assert_array_equal(vector, params['label'].repeat(2, 0))
+
+
+def test_places_may_start_where_they_lie():
+  order = ScaleOrder((1, 2, 4))
+  module = ScaleInputs(order, 16, 0, (2, 2), 0, 'sincos')
+  null = jnp.zeros(1, bool)
+  variables = module.init(jax.random.key(0), null, method='condition')
+  params = unbox(variables)['params']
+  place, prefix = np.asarray(params['place']), params['prefix_place']
+  # A prefix cell is that of the scale of its size, and nearest to its quarter.
+  np.testing.assert_allclose(prefix, place[1:5], rtol=1e-5, atol=1e-6)
+  nearest = np.argmax(place[5:] @ place[1:5].T, axis=1).reshape(4, 4)
+  want = np.arange(4).reshape(2, 2).repeat(2, 0).repeat(2, 1)
+  np.testing.assert_array_equal(nearest, want)
+  np.testing.assert_allclose(np.std(place), ada_std(16), rtol=0.2)
 
 
 def test_pooled_text_is_a_mean_over_its_words():

@@ -184,10 +184,10 @@ class MSVQModel(nn.Module):
   ) -> tuple[Int[Array, 'B N'], Int[Array, 'B N']]:
     """Ids for a decoder that is to mend its own mistakes.
 
-    In each sample another share of the codes, up to `most`, gives way to random
-    ones. The scales after them code what the noisy sum left over, so that the
-    ids say how to go on from a wrong start (FoundationVision/Infinity's
-    self-correction). Draws from the rng 'noise'.
+    In each sample another share of the codes, up to `most`, gives way to those
+    of the next sample at the same places. The scales after them code what the
+    noisy sum left over, so that the ids say how to go on from a wrong start
+    (FoundationVision/Infinity's self-correction). Draws from the rng 'noise'.
 
     Returns:
       Ids to predict, and ids that the decoder's inputs are made of.
@@ -196,11 +196,8 @@ class MSVQModel(nn.Module):
     share = most * jax.random.uniform(self.make_rng('noise'), (len(raw), 1))
 
     def swap(ids: Array) -> Array:
-      hit, code = jax.random.split(self.make_rng('noise'))
-      hit = jax.random.uniform(hit, ids.shape) < share
-      return jnp.where(
-        hit, jax.random.randint(code, ids.shape, 0, self.cfg.codes), ids
-      )
+      hit = jax.random.uniform(self.make_rng('noise'), ids.shape) < share
+      return jnp.where(hit, jnp.roll(ids, 1, axis=0), ids)
 
     made = self._pyramid(raw, swap=swap)
     return made.ids, made.summed
