@@ -139,8 +139,8 @@ def stage_config(
     config.text.length = text
     config.train.steps = steps
   if given.full:
-    config.train.steps *= 10
-    config.train.save_every *= 4
+    config.train.steps *= 3
+    config.train.save_every *= 3
   if given.smoke:
     smoke(config)
   return config

@@ -9,9 +9,10 @@ Command, for each stage in turn (`bash launch/quickstart.sh` runs them all):
     --config.encoder.artifact=runs/encoder
 
 Words after the colon: `tokenizer`, `encoder`, `edit` or `control`; `smoke` (20
-steps), `full` (ten times as long); `order=scale` (in the tokenizer stage too);
-`size=` of the model; `res=` pixels; `no_source`, `no_text` (ablations). Needs
-two CPU cores and the extra `data`.
+steps), `full` (three times as long; with `--config.init_from=runs/edit` it goes
+on from such a model); `order=scale` (in the tokenizer stage too); `size=` of
+the model; `res=` pixels; `no_source`, `no_text` (ablations). Needs two CPU
+cores and the extra `data`.
 """
 
 from configs import common
