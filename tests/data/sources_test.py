@@ -299,7 +299,7 @@ def test_c16_hugging_face_parquet(case, tmp_path):
   assert [i for i, _ in good] == wanted['ip2p_hf']['good']
   near = good[0][1].condition[0, 0].astype(int)
   assert np.abs(near - wanted['ip2p_hf']['row0_original_rgb']).max() <= 3
-  assert 'bytes are null, path too' in bad[2][1]
+  assert "missing file 'gone/0002_0.jpg'" in bad[2][1]
   assert 'is null' in bad[3][1]
   assert '0 bytes' in bad[4][1]
   assert bad[4][0] == 'c16_ip2p_hf.parquet row 4'
