@@ -17,10 +17,12 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt64
+
+Block: TypeAlias = Sequence[int] | np.ndarray  # whole rows, one after another
 
 _IN_MEMORY = 1 << 20  # bytes; above, the rows go to a file
 _HEADER = 256  # bytes before the first row
@@ -59,7 +61,7 @@ class Table:
     name: str,
     files: Sequence[str | os.PathLike],
     width: int,
-    blocks: Callable[[dict[str, int]], Iterable[Sequence[int]]],
+    blocks: Callable[[dict[str, int]], Iterable[Block]],
   ):
     self.width = width
     self.notes: dict[str, int] = {}
@@ -73,10 +75,10 @@ class Table:
       self._build(mark, blocks(self.notes))
     self._open()
 
-  def _build(self, mark: str, blocks: Iterable[Sequence[int]]) -> None:
+  def _build(self, mark: str, blocks: Iterable[Block]) -> None:
     held: list[np.ndarray] = []
     size = 0
-    rest: Iterator[Sequence[int]] = iter(blocks)
+    rest: Iterator[Block] = iter(blocks)
     for block in rest:
       held.append(np.asarray(block, np.uint64).reshape(-1, self.width))
       size += held[-1].nbytes
@@ -87,9 +89,7 @@ class Table:
     empty = np.zeros((0, self.width), np.uint64)
     self._rows = np.concatenate([empty, *held])
 
-  def _write(
-    self, held: list[np.ndarray], rest: Iterable[Sequence[int]]
-  ) -> None:
+  def _write(self, held: list[np.ndarray], rest: Iterable[Block]) -> None:
     assert self._path is not None
     handle, temporary = tempfile.mkstemp(dir=self._path.parent)
     try:

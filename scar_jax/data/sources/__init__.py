@@ -30,9 +30,9 @@ def make_source(data_cfg: Any, split: str | None = None) -> Source:
   Raises:
     ValueError: no such source, or the source refuses its settings.
   """
-  split = data_cfg.split if split is None else split
+  chosen: str = data_cfg.split if split is None else split
   if data_cfg.mixture:
-    return make_mixture(data_cfg, split)
+    return make_mixture(data_cfg, chosen)
   # What follows a colon is for the source: tfds:imagenet2012.
   name = data_cfg.source.partition(':')[0]
   if name not in NAMES:
@@ -41,7 +41,7 @@ def make_source(data_cfg: Any, split: str | None = None) -> Source:
       f' {", ".join(NAMES)}.{nearest(str(name), NAMES)}'
     )
   module = importlib.import_module(f'{__name__}.{name}')
-  return module.make(data_cfg, split)
+  return module.make(data_cfg, chosen)
 
 
 def make_mixture(data_cfg: Any, split: str) -> Mixture:
