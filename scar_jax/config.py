@@ -20,8 +20,19 @@ from scar_jax.config_values import (
   read_section,
   unknown_name,
 )
+from scar_jax.data.geometry import FITS
 from scar_jax.filters import RAMPS, SCHEDULES
 from scar_jax.train.tasks import task_module
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureConfig:
+  source: str  # as `data.source`
+  path: str = ''  # below `data.path`, or absolute
+  weight: float = number(1.0, 0.0)  # share of the stream, up to a factor
+  kind: str = ''  # '' is `data.kind`
+  split: str = ''  # '' is `data.split`
+  columns: tuple[tuple[str, str], ...] = ()  # () is `data.columns`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +41,17 @@ class DataConfig:
   kind: str = 'edit'  # what a record is, in the words of the source
   path: str = ''  # file or folder of the source; '' is its embedded data
   split: str = 'train'  # which part of the source to train on
+  mixture: tuple[MixtureConfig, ...] = ()  # several sources in place of one
+  columns: tuple[tuple[str, str], ...] = ()  # role=name of a field, see fields
+  images: str = ''  # folder or archive of pictures; '' is beside the file
+  subset: str = ''  # multigen: first folder of the pictures used; '' is all
+  fractions: tuple[float, ...] = (0.9, 0.05, 0.05)  # ip2p: train, val, test
+  cache: str = ''  # parquet: folder for unpacked row groups; '' is none
   batch: int = number(64, 1)  # global batch: images per optimiser step
   image_size: int = number(32, 1)  # pixels, square
+  fit: str = choice('crop', *FITS)
+  crop_ratio: float = number(1.0, 1.0)  # shorter side before the crop
+  flip: float = number(0.0, 0.0, 1.0)  # chance that a record is mirrored
   augment: bool = True  # random placement, mirroring, recolouring
   workers: int = number(0, 0)  # loader processes per host; 0 is in-process
   strict: bool = False  # stop at the first bad record

@@ -17,7 +17,11 @@ EXAMPLE = 'scar bench orders --json=orders.json'
 WITH_CONFIG = False
 POSITIONAL = 'name'
 # Name -> what it measures; the module is scar_jax/bench/<name>.py.
-BENCHES = {'orders': 'steps and seconds per image of each order'}
+BENCHES = {
+  'orders': 'steps and seconds per image of each order',
+  'data': 'images per second of the input pipeline and of PyTorch',
+  'manifests': 'time and memory to open a million records',
+}
 
 
 def define(values: flags.FlagValues) -> None:
@@ -37,6 +41,10 @@ def define(values: flags.FlagValues) -> None:
     'sets', ['8', '16', '32'], 'Steps of the random order, one row for each.',
     flag_values=values,
   )  # fmt: skip
+  flags.DEFINE_list(
+    'counts', ['1000', '100000', '1000000'], 'Records of manifests.',
+    flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_float(
     'guidance', 3.0, 'Strength of the text; 1 makes no null branch.',
     flag_values=values,
@@ -45,6 +53,9 @@ def define(values: flags.FlagValues) -> None:
     'grid': (16, 'Tokens per side.'),
     'batch': (1, 'Images made together.'),
     'repeats': (5, 'Timed calls, of which the median counts.'),
+    'workers': (1, 'Loader processes of data.'),
+    'records': (400, 'Pictures of data.'),
+    'side': (512, 'Pixels of data.'),
   }.items():
     flags.DEFINE_integer(
       name, default, about, lower_bound=1, flag_values=values

@@ -141,8 +141,8 @@ def read_requests(
   Raises:
     ValueError: no such file, or no line with content.
   """
+  from scar_jax.data.lines import Lines, parse
   from scar_jax.data.records import RecordError
-  from scar_jax.data.sources.jsonl import Lines, parse
 
   if not path.is_file():
     raise ValueError(f'--requests={str(path)!r}: no such file')

@@ -8,13 +8,14 @@ the whole picture, pads by repeating its edge, and remembers the box;
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 
+FITS = ('crop', 'letterbox', 'stretch')
 Size: TypeAlias = int | tuple[int, int]  # side, or (height, width)
 
 
@@ -73,8 +74,8 @@ def resize(
 
 
 def resize_nearest(
-  labels: Shaped[np.ndarray, 'H W'], size: Size
-) -> Shaped[np.ndarray, 'h w']:
+  labels: Shaped[np.ndarray, 'H W *channels'], size: Size
+) -> Shaped[np.ndarray, 'h w *channels']:
   """Nearest neighbour: never a value that was not there."""
   height, width = as_size(size)
   rows = (np.arange(height) * 2 + 1) * labels.shape[0] // (2 * height)
@@ -128,6 +129,48 @@ def crop(
     return array[top : top + height, left : left + width]
 
   return [one(array) for array in pictures]
+
+
+def fit_pictures(
+  pictures: Mapping[str, UInt8[np.ndarray, 'H W 3']],
+  size: Size,
+  how: str = 'crop',
+  ratio: float = 1.0,
+  flip: float = 0.0,
+  rng: np.random.Generator | None = None,
+) -> dict[str, UInt8[np.ndarray, 'h w 3']]:
+  """All pictures of one record in one size, by the same crop and mirroring.
+
+  Args:
+    pictures: the target first; it sets the geometry.
+    size: of the result.
+    how: 'crop'; 'letterbox', the whole picture, padded; or 'stretch', the
+      whole picture, aspect ignored, others than the target by nearest
+      neighbour (SCAR's reader of MultiGen, method 8.2).
+    ratio: of `crop`.
+    flip: chance that the record is mirrored.
+    rng: of the place of the crop and of `flip`; None is the centre, unmirrored.
+  """
+  size = as_size(size)
+  same = all(p.shape[:2] == size for p in pictures.values())
+  if same and (ratio == 1 or how != 'crop'):
+    fitted = list(pictures.values())
+  elif how == 'letterbox':
+    box = letterbox_box(next(iter(pictures.values())).shape[:2], size)
+    fitted = [letterbox_like(p, box) for p in pictures.values()]
+  elif how == 'stretch':
+    target, *others = pictures.values()
+    fitted = [resize(target, size), *(resize_nearest(p, size) for p in others)]
+  else:
+    place = rng if ratio > 1 else None
+    fitted = crop(list(pictures.values()), size, ratio, place)
+  if rng is not None and flip and rng.random() < flip:
+    fitted = [p[:, ::-1] for p in fitted if p is not None]
+  return {
+    name: picture
+    for name, picture in zip(pictures, fitted, strict=True)
+    if picture is not None
+  }
 
 
 def letterbox(

@@ -6,10 +6,15 @@ any batch size, read the same stream from any place. Each epoch is another
 permutation, and no table is kept.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int64
 
 _ROUNDS = 8
+# Places over which a mixture has exactly its shares; decimal weights are exact.
+MIX_BLOCK = 1000
+_MIX = 0x6D6978  # sets the order of blocks apart from that of records
 
 
 def records_at(
@@ -30,6 +35,62 @@ def records_at(
   for epoch in np.unique(epochs):
     here = epochs == epoch
     out[here] = _permute(within[here], count, seed, int(epoch))
+  return out
+
+
+def shares_of(weights: Sequence[float]) -> tuple[int, ...]:
+  """How many of `MIX_BLOCK` places each part of a mixture gets; at least one.
+
+  Raises:
+    ValueError: a weight that is not positive, or more parts than places.
+  """
+  if not all(w > 0 for w in weights) or not 0 < len(weights) <= MIX_BLOCK:
+    raise ValueError(
+      f'weights {tuple(weights)} of data.mixture; accepted: 1 to {MIX_BLOCK}'
+      ' numbers > 0'
+    )
+  exact = np.array(weights, np.float64) / sum(weights) * MIX_BLOCK
+  shares = np.maximum(1, np.floor(exact + 1e-9)).astype(int)
+  # The largest remainders get what is left; the largest shares give it up.
+  while shares.sum() < MIX_BLOCK:
+    shares[np.argmax(exact - shares)] += 1
+  while shares.sum() > MIX_BLOCK:
+    shares[np.argmax(shares)] -= 1
+  return tuple(shares.tolist())
+
+
+def mixed_at(
+  places: Int64[np.ndarray, ' n'],
+  counts: Sequence[int],
+  shares: Sequence[int],
+  seed: int,
+) -> Int64[np.ndarray, ' n']:
+  """Record index at each place of a mixture; its parts lie one after another.
+
+  Each block of `MIX_BLOCK` places holds every part as often as its share, in an
+  order of its own. Each part runs through its own stream of `records_at`: a
+  record comes again only when all of its part have come.
+
+  Args:
+    places: >= 0.
+    counts: records of each part, >= 1.
+    shares: of `shares_of`.
+    seed: of the order of blocks and records.
+  """
+  ends = np.cumsum(shares)
+  blocks, within = np.divmod(places, MIX_BLOCK)
+  drawn = np.empty_like(within)
+  for block in np.unique(blocks):
+    here = blocks == block
+    # Another permutation than any epoch's.
+    drawn[here] = _permute(within[here], MIX_BLOCK, seed ^ _MIX, int(block))
+  parts = np.searchsorted(ends, drawn, side='right')
+  out = np.empty_like(places)
+  for part, (count, share) in enumerate(zip(counts, shares, strict=True)):
+    here = parts == part
+    own = blocks[here] * share + drawn[here] - (ends[part] - share)
+    found = records_at(own, count, seed + part)
+    out[here] = found + sum(counts[:part])
   return out
 
 

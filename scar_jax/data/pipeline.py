@@ -22,14 +22,14 @@ from absl import flags, logging
 
 from scar_jax.data.badrecords import BadRecord, BadRecords
 from scar_jax.data.geometry import (
+  FITS,
   Size,
   as_size,
-  crop,
-  letterbox,
-  letterbox_like,
+  fit_pictures,
   to_float,
 )
-from scar_jax.data.order import records_at
+from scar_jax.data.mixture import Mixture
+from scar_jax.data.order import mixed_at, records_at
 from scar_jax.data.records import Record, RecordError, Source
 from scar_jax.data.text import Text
 from scar_jax.types import Batch
@@ -48,6 +48,7 @@ def make_loader(
   *,
   augment: bool | None = None,
   crop_ratio: float = 1.0,
+  flip: float = 0.0,
   fit: str = 'crop',
   process_index: int = 0,
   process_count: int = 1,
@@ -69,7 +70,8 @@ def make_loader(
       the last batch filled up with rows of `valid=False`.
     augment: hand the source a generator; None is `train`.
     crop_ratio: see `geometry.crop`; above 1 the place is random in training.
-    fit: 'crop' or 'letterbox' (the whole picture, padded).
+    flip: chance that the pictures of a record are mirrored, in training.
+    fit: see `geometry.fit_pictures`.
     process_index: this host.
     process_count: hosts that share the global batch.
     workers: loader processes of this host; 0 loads in threads.
@@ -95,8 +97,8 @@ def make_loader(
       f' the nearest are {low} and {low + process_count} (set'
       ' --config.data.batch)'
     )
-  if fit not in ('crop', 'letterbox'):
-    raise ValueError(f'fit={fit!r}; accepted: crop, letterbox')
+  if fit not in FITS:
+    raise ValueError(f'fit={fit!r}; accepted: {", ".join(FITS)}')
   rows = batch // process_count
   plan = Batches(
     source=source,
@@ -106,6 +108,7 @@ def make_loader(
     train=train,
     augment=train if augment is None else augment,
     crop_ratio=crop_ratio,
+    flip=flip if train else 0.0,
     fit=fit,
     batch=batch,
     first_row=process_index * rows,
@@ -147,6 +150,7 @@ class Batches:
   train: bool
   augment: bool
   crop_ratio: float
+  flip: float
   fit: str
   batch: int
   first_row: int
@@ -157,10 +161,7 @@ class Batches:
     """The k-th batch from sample `start` on, and its bad records."""
     n, size = self.rows, self.size
     places = start + k * self.batch + self.first_row + np.arange(n)
-    count = len(self.source)
-    records = records_at(places, count, self.seed, shuffle=self.train)
-    if not self.train:
-      records = np.where(places < count, records, -1)
+    records = self.records_at(places)
     out: dict[str, np.ndarray] = {'target': np.zeros((n, *size, 3), np.uint8)}
     if 'condition' in self.columns:
       out['condition'] = np.zeros((n, *size, 3), np.uint8)
@@ -195,11 +196,20 @@ class Batches:
     out |= {'valid': valid, 'index': records.astype(np.int32)}
     return out, bad
 
+  def records_at(self, places: np.ndarray) -> np.ndarray:
+    """Record at each place of the stream; -1 is behind the last one."""
+    count = len(self.source)
+    if self.train and isinstance(self.source, Mixture):
+      mixed = self.source
+      return mixed_at(places, mixed.counts, mixed.shares, self.seed)
+    records = records_at(places, count, self.seed, shuffle=self.train)
+    return records if self.train else np.where(places < count, records, -1)
+
   def _fill(
     self, out: dict[str, np.ndarray], row: int, place: int, index: int
   ) -> None:
     rng = None
-    if self.augment or (self.train and self.crop_ratio > 1):
+    if self.augment or (self.train and (self.crop_ratio > 1 or self.flip)):
       rng = generator(self.seed, place)
     record = self.source.load(index, rng if self.augment else None)
     key = record.key or f'record {index}'
@@ -230,21 +240,10 @@ class Batches:
           key,
           f'{name} is {picture.dtype} {shape}; accepted: uint8 [H, W, 3]',
         )
-    if all(p.shape[:2] == self.size for p in pictures.values()) and (
-      self.crop_ratio == 1
-    ):
-      return pictures
-    if self.fit == 'letterbox':
-      _, box = letterbox(record.target, self.size)
-      fitted = [letterbox_like(p, box) for p in pictures.values()]
-    else:
-      place = rng if self.train and self.crop_ratio > 1 else None
-      fitted = crop(list(pictures.values()), self.size, self.crop_ratio, place)
-    return {
-      name: picture
-      for name, picture in zip(pictures, fitted, strict=True)
-      if picture is not None
-    }
+    place = rng if self.train else None
+    return fit_pictures(
+      pictures, self.size, self.fit, self.crop_ratio, self.flip, place
+    )
 
 
 def _label(record: Record, name: str, key: str) -> int:
@@ -336,6 +335,7 @@ class Loader:
       'next_sample': self.next_sample,
       'seed': self.plan.seed,
       'records': len(self.plan.source),
+      'shares': list(getattr(self.plan.source, 'shares', ())),
       'rows_seen': self.bad.rows,
       'rows_bad': self.bad.count,
     }
@@ -353,7 +353,7 @@ class Loader:
         ' program?'
       )
     now = self.get_state()
-    for name in ('seed', 'records'):
+    for name in ('seed', 'records', 'shares'):
       if state.get(name, now[name]) != now[name]:
         logging.warning(
           'the checkpoint was written with %s=%s, now it is %s: the order of'

@@ -61,7 +61,7 @@ def make_task(
   return task or tasks.make_task(config, loaded), marks
 
 
-def make_loader(config: Config, workdir: pathlib.Path) -> Any:
+def make_loader(config: Config, workdir: pathlib.Path | None) -> Any:
   """The training loader that the config describes."""
   from scar_jax.data.pipeline import make_loader as make
   from scar_jax.data.sources import make_source
@@ -80,6 +80,9 @@ def make_loader(config: Config, workdir: pathlib.Path) -> Any:
     config.seed,
     train=True,
     augment=data.augment,
+    crop_ratio=data.crop_ratio,
+    flip=data.flip,
+    fit=data.fit,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     workers=data.workers,

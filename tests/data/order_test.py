@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scar_jax.data.order import records_at
+from scar_jax.data.order import MIX_BLOCK, mixed_at, records_at, shares_of
 
 GOLDEN = [4, 6, 8, 9, 0, 2, 5, 7, 3, 1, 9, 0]
 
@@ -50,3 +50,40 @@ def test_large_sources_need_no_table():
   found = records_at(places, 20_000_000_000, 3)
   assert (found >= 0).all()
   assert (found < 20_000_000_000).all()
+
+
+@pytest.mark.parametrize(
+  ('weights', 'shares'),
+  [
+    ((0.7, 0.3), (700, 300)),
+    ((1, 1, 1), (334, 333, 333)),
+    ((1e-9, 5), (1, 999)),
+    ((2.0,), (1000,)),
+  ],
+)
+def test_shares_are_whole_and_sum_up(weights, shares):
+  assert shares_of(weights) == shares
+
+
+@pytest.mark.parametrize('weights', [(), (1, 0), (1, -1), (float('nan'), 1)])
+def test_weights_that_are_none(weights):
+  with pytest.raises(ValueError, match=r'data\.mixture; accepted: .* > 0'):
+    shares_of(weights)
+
+
+def test_a_mixture_has_its_shares_and_every_record_of_a_part_once():
+  counts, shares = (70, 900, 13), shares_of((0.5, 0.3, 0.2))
+  stream = mixed_at(np.arange(4 * MIX_BLOCK), counts, shares, 5)
+  parts = np.searchsorted(np.cumsum(counts), stream, side='right')
+  for block in parts.reshape(4, MIX_BLOCK):
+    assert np.bincount(block).tolist() == [500, 300, 200]
+  # 2000 draws of 70 records: each 28 or 29 times; 1200 of 900: 1 or 2.
+  seen = np.bincount(stream, minlength=sum(counts))
+  for part, wanted in enumerate((28, 1, 61)):
+    own = seen[sum(counts[:part]) : sum(counts[: part + 1])]
+    assert set(own.tolist()) <= {wanted, wanted + 1}
+  # Any part of the stream, alone; blocks differ; so do seeds.
+  some = mixed_at(np.arange(990, 1010), counts, shares, 5)
+  assert (some == stream[990:1010]).all()
+  assert (parts[:MIX_BLOCK] != parts[MIX_BLOCK : 2 * MIX_BLOCK]).any()
+  assert (stream != mixed_at(np.arange(4000), counts, shares, 6)).any()

@@ -250,7 +250,7 @@ def test_a_bug_in_a_source_names_the_record():
     ({'batch': 10, 'process_count': 4}, r'batch=10 .* 4 hosts.* 8 and 12'),
     ({'batch': 0}, 'batch=0'),
     ({'process_index': 2, 'process_count': 2}, 'process 2 of 2'),
-    ({'fit': 'stretch'}, "'stretch'; accepted: crop, letterbox"),
+    ({'fit': 'squeeze'}, "'squeeze'; accepted: crop, letterbox, stretch"),
   ],
 )
 def test_settings_that_cannot_be(more, reason):
@@ -258,7 +258,7 @@ def test_settings_that_cannot_be(more, reason):
     loader(**more)
 
 
-@pytest.mark.parametrize('fit', ['crop', 'letterbox'])
+@pytest.mark.parametrize('fit', ['crop', 'letterbox', 'stretch'])
 def test_any_size_of_picture(fit):
   batch = next(loader(Numbers(size=(13, 9)), size=(8, 4), fit=fit))
   assert batch['target'].shape == (8, 8, 4, 3)
@@ -278,6 +278,33 @@ def test_crops_are_paired_and_drawn_in_training_only():
   fixed = next(loader(Noise(1), 1, crop_ratio=2.0, train=False))
   again = next(loader(Noise(1), 1, crop_ratio=2.0, train=False, seed=9))
   assert (fixed['target'] == again['target']).all()
+
+
+def test_mirroring_is_paired_and_in_training_only():
+  class Ramps(Numbers):
+    def load(self, i, rng):
+      picture = np.zeros((8, 8, 3), np.uint8)
+      picture[:, 4:] = 255
+      return Record(picture, picture, 'x')
+
+  left = next(loader(Ramps(), 32, flip=0.5))['target'][:, 0, 0, 0] > 0
+  assert 8 < left.sum() < 24
+  batch = next(loader(Ramps(), 32, flip=0.5))
+  assert (batch['target'] == batch['condition']).all()
+  fixed = next(loader(Ramps(), 32, flip=1.0, train=False))['target']
+  assert (fixed[:, 0, 0] == -1).all()
+
+
+def test_stretching_keeps_the_values_of_a_map():
+  class Wide(Numbers):
+    def load(self, i, rng):
+      picture = np.zeros((4, 16, 3), np.uint8)
+      picture[:, ::2] = 255
+      return Record(picture, picture, 'x')
+
+  batch = next(loader(Wide(), fit='stretch'))
+  assert set(np.unique(batch['condition'])) <= {-1.0, 1.0}
+  assert not set(np.unique(batch['target'])) <= {-1.0, 1.0}
 
 
 def test_records_that_do_not_fit_the_columns():

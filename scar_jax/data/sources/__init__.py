@@ -5,30 +5,66 @@ source is one module of this package with a function `make(data_cfg, split)`;
 it is imported only when asked for, so its libraries may be optional.
 """
 
+import dataclasses
 import importlib
+import os
 from typing import Any
 
 from scar_jax.config_values import nearest
+from scar_jax.data.mixture import Mixture
 from scar_jax.data.records import Source
 
-NAMES = ('openmoji', 'scenes', 'folder')
+NAMES = (
+  *('openmoji', 'scenes', 'jsonl', 'imagefolder', 'tfds', 'parquet'),
+  *('webdataset', 'ip2p', 'seed_edit', 'multigen', 'pie'),
+)
 
 
 def make_source(data_cfg: Any, split: str | None = None) -> Source:
   """The source that `data_cfg.source` names.
 
   Args:
-    data_cfg: anything with the fields of `config.DataConfig`.
+    data_cfg: a `config.DataConfig`; its `mixture` goes before its `source`.
     split: which part; None is `data_cfg.split`.
 
   Raises:
     ValueError: no such source, or the source refuses its settings.
   """
-  name = data_cfg.source
+  chosen: str = data_cfg.split if split is None else split
+  if data_cfg.mixture:
+    return make_mixture(data_cfg, chosen)
+  # What follows a colon is for the source: tfds:imagenet2012.
+  name = data_cfg.source.partition(':')[0]
   if name not in NAMES:
     raise ValueError(
-      f'data.source={name!r} is unknown; accepted: {", ".join(NAMES)}.'
-      f'{nearest(str(name), NAMES)}'
+      f'data.source={data_cfg.source!r} is unknown; accepted:'
+      f' {", ".join(NAMES)}.{nearest(str(name), NAMES)}'
     )
   module = importlib.import_module(f'{__name__}.{name}')
-  return module.make(data_cfg, data_cfg.split if split is None else split)
+  return module.make(data_cfg, chosen)
+
+
+def make_mixture(data_cfg: Any, split: str) -> Mixture:
+  """All parts of `data_cfg.mixture` as one source.
+
+  A part has the fields of the section where it does not set its own; its path
+  is relative to `data.path`.
+
+  Raises:
+    ValueError: names the part that is refused.
+  """
+  parts = []
+  for i, part in enumerate(data_cfg.mixture):
+    own = dataclasses.replace(
+      data_cfg,
+      mixture=(),
+      source=part.source,
+      path=os.path.join(data_cfg.path, part.path),
+      kind=part.kind or data_cfg.kind,
+      columns=part.columns or data_cfg.columns,
+    )
+    try:
+      parts.append(make_source(own, part.split or split))
+    except ValueError as error:
+      raise ValueError(f'data.mixture[{i}], {part.source}: {error}') from error
+  return Mixture(parts, [part.weight for part in data_cfg.mixture])

@@ -1,129 +1,254 @@
-"""Lines of a JSONL file by number, and one line as an object.
+"""A user's own data: one JSONL file, pictures on disk.
 
-In: a UTF-8 file of any size, with or without byte-order mark, Unix or Windows
-line ends. Out: raw lines in any order (`Lines`), and the object of one line
-with what was odd about it (`parse`), or a `RecordError` that says what is
-wrong with that line alone.
+In: a JSONL file (or one JSON array) whose records name pictures relative to
+its folder, or a folder with `<split>.jsonl`. Out: a `Source`. Each line is
+judged on its own; strict mode lists every bad line at once before training.
+Where lines lie is kept in an index file, so memory does not grow.
+
+Names accepted for a field: see `data/fields.py`. `seed_edit` and `multigen`
+are this source with names and stores of their own.
 """
 
-import array
-import json
-import math
+import dataclasses
 import os
 import pathlib
+import threading
 from typing import Any
 
-from scar_jax.data.records import RecordError
+import numpy as np
+from absl import logging
 
-_BOM = b'\xef\xbb\xbf'
-_OTHER_BOMS = {b'\xff\xfe': 'UTF-16', b'\xfe\xff': 'UTF-16'}
+from scar_jax.data import lines, pictures
+from scar_jax.data.fields import FIELDS, Fields, checked_label
+from scar_jax.data.records import Record, RecordError
+from scar_jax.data.stores import Files, Missing, Store, open_store
+from scar_jax.data.text import checked_text
+
+_SHOWN = 50  # reasons in one message; the line numbers are all there
 
 
-class Lines:
-  """Random access to the lines that have content.
+@dataclasses.dataclass
+class Report:
+  """What a check of every line found. Keys are physical line numbers."""
 
-  Attributes:
-    blank: number of blank lines, which are not counted as lines here.
+  path: str
+  good: list[int] = dataclasses.field(default_factory=list)
+  bad: dict[int, str] = dataclasses.field(default_factory=dict)
+  warnings: dict[int, str] = dataclasses.field(default_factory=dict)
+  blank: int = 0
+  duplicates: dict[int, int] = dataclasses.field(default_factory=dict)
+
+  def __str__(self) -> str:
+    text = f'{self.path}: {len(self.good)} lines usable, {len(self.bad)} bad'
+    if self.bad:
+      text += f' (lines {", ".join(map(str, self.bad))})'
+      shown = list(self.bad.items())[:_SHOWN]
+      text += ''.join(f'\n  line {n}: {reason}' for n, reason in shown)
+      more = len(self.bad) - len(shown)
+      text += f'\n  and {more} more' if more else ''
+    return text
+
+
+def make(data_cfg: Any, split: str) -> 'Jsonl':
+  """The source of a `data` section."""
+  return Jsonl(
+    find_file(data_cfg.path, split),
+    Fields(data_cfg.kind, data_cfg.columns),
+    strict=data_cfg.strict,
+    store=open_store(data_cfg.images) if data_cfg.images else None,
+  )
+
+
+def find_file(
+  path: str | os.PathLike,
+  split: str,
+  source: str = 'jsonl',
+  endings: tuple[str, ...] = ('.jsonl', '.json'),
+) -> pathlib.Path:
+  """The file of a split: `path` itself, or `path/<split>.jsonl`.
 
   Raises:
-    ValueError: the file is UTF-16.
+    ValueError: no such file; lists what is there.
+  """
+  given, path = str(path), pathlib.Path(path)
+  if not given:
+    raise ValueError(
+      f'data.path is empty; data.source={source} needs a file, or a folder'
+      f' with <split>{endings[0]} (set --config.data.path)'
+    )
+  if path.is_dir():
+    for ending in endings:
+      if (path / f'{split}{ending}').is_file():
+        return path / f'{split}{ending}'
+    found = sorted(p.name for p in path.iterdir() if p.suffix in endings)
+    raise ValueError(
+      f'data.path={given!r} has no {split}{endings[0]}; found:'
+      f' {", ".join(found) or f"no {endings[0]} file"} (set --config.data.split'
+      ' or give the file as --config.data.path)'
+    )
+  if not path.is_file():
+    raise ValueError(f'data.path={given!r} does not exist')
+  return path
+
+
+def check_first(records: lines.Lines, fields: Fields) -> None:
+  """Judges the names of the fields by the first record that is an object.
+
+  Raises:
+    ValueError: something is missing; shows the names expected and found.
+  """
+  for i in range(min(len(records), _SHOWN)):
+    try:
+      first, _ = lines.parse(records.read(i), '')
+    except RecordError:
+      continue
+    where = f'{records.path}, {records.unit} {records.number(i)}'
+    fields.check_schema(first, where)
+    return
+
+
+class Jsonl:
+  """Records of one JSONL file.
+
+  Args:
+    path: the JSONL file.
+    fields: names of the fields, and which ones a record must have.
+    strict: check every line now.
+    store: of the pictures; None is the folder of the file.
+    records: the lines; None is all of the file.
+    name: of the source, for `describe`.
+
+  Raises:
+    ValueError: no lines, or strict and a line is bad.
   """
 
-  def __init__(self, path: str | os.PathLike):
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    fields: Fields,
+    strict: bool = False,
+    store: dict[str, Store] | Store | None = None,
+    records: lines.Lines | None = None,
+    name: str = 'jsonl',
+  ):
     self.path = pathlib.Path(path)
-    self.blank = 0
-    starts, numbers = array.array('Q'), array.array('Q')
-    offset = 0
-    with open(self.path, 'rb') as file:
-      name = _OTHER_BOMS.get(file.read(2))
-      if name:
-        raise ValueError(f'{self.path} is {name}; save it as UTF-8')
-      file.seek(0)
-      for number, line in enumerate(file, 1):
-        if number == 1 and line.startswith(_BOM):
-          # Skipped here, so a mark before a blank line is no content.
-          offset, line = len(_BOM), line[len(_BOM) :]
-        if line.isspace() or not line:
-          self.blank += 1
-        else:
-          starts.append(offset)
-          numbers.append(number)
-        offset += len(line)
-    self._end = offset
-    self._starts, self._numbers = starts, numbers
-    self._file = os.open(self.path, os.O_RDONLY)
-
-  def __len__(self) -> int:
-    return len(self._starts)
-
-  def number(self, i: int) -> int:
-    """Physical line number, from 1, of line `i`."""
-    return self._numbers[i]
-
-  def read(self, i: int) -> bytes:
-    """Line `i` without its end."""
-    start = self._starts[i]
-    end = self._starts[i + 1] if i + 1 < len(self) else self._end
-    # One system call with its own offset: threads share the descriptor.
-    content = os.pread(self._file, end - start, start)
-    return content.partition(b'\n')[0].rstrip(b'\r')
+    self.fields = fields
+    self.lines = lines.Lines(self.path) if records is None else records
+    self.name = name
+    store = Files(self.path.absolute().parent) if store is None else store
+    # By role: some data sets keep conditions apart.
+    self.stores = (
+      store if isinstance(store, dict) else dict.fromkeys(FIELDS, store)
+    )
+    self._warned: set[int] = set()
+    self._lock = threading.Lock()
+    if not len(self.lines):
+      raise ValueError(f'{self.path} has no lines with content')
+    if strict:
+      report = self.check()
+      for number, reason in report.warnings.items():
+        logging.warning('%s:%d: %s', self.path, number, reason)
+      if report.bad:
+        raise ValueError(str(report))
 
   def __getstate__(self) -> dict[str, Any]:
-    return {k: v for k, v in self.__dict__.items() if k != '_file'}
+    return {k: v for k, v in self.__dict__.items() if k != '_lock'}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
-    self._file = os.open(self.path, os.O_RDONLY)
+    self._lock = threading.Lock()
 
-  def __del__(self):
-    if hasattr(self, '_file'):  # absent when the file could not be read
-      os.close(self._file)
+  def __len__(self) -> int:
+    return len(self.lines)
 
+  def describe(self) -> str:
+    kind = self.fields.kind
+    return f'{self.name} {self.path}: {len(self)} {self.lines.unit}s, {kind}'
 
-def parse(line: bytes, key: str) -> tuple[dict[str, Any], list[str]]:
-  """The object of a line, and warnings.
+  def check(self, pictures: bool = False) -> Report:
+    """Judges every line.
 
-  Of a key that appears twice the last value counts, with a warning. NaN and
-  Infinity are read, so that a use of them can be judged where they lie.
+    Args:
+      pictures: also decode each picture; otherwise they need only exist.
+    """
+    report = Report(str(self.path), blank=self.lines.blank)
+    first_seen: dict[int, int] = {}
+    for i in range(len(self)):
+      number = self.lines.number(i)
+      try:
+        row, warnings = self._row(i)
+        if warnings:
+          report.warnings[number] = '; '.join(warnings)
+        if pictures:
+          self.load(i)
+      except RecordError as error:
+        report.bad[number] = error.reason
+        continue
+      report.good.append(number)
+      same = hash(tuple(sorted((k, repr(v)) for k, v in row.items())))
+      if first_seen.setdefault(same, number) != number:
+        report.duplicates[number] = first_seen[same]
+    return report
 
-  Raises:
-    RecordError: not UTF-8, broken JSON, or not an object.
-  """
-  try:
-    text = line.decode()
-  except UnicodeDecodeError as error:
-    raise RecordError(
-      key,
-      f'not UTF-8: byte 0x{line[error.start]:02x} at position {error.start}'
-      ' (latin-1 or another encoding?); save the file as UTF-8',
-    ) from None
-  warnings: list[str] = []
-
-  def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    built = dict(pairs)
-    if len(built) < len(pairs):
-      names = [name for name, _ in pairs]
-      twice = sorted({n for n in names if names.count(n) > 1})
-      warnings.append(
-        f'duplicate key {", ".join(twice)}: the last value counts'
-      )
-    return built
-
-  try:
-    value = json.loads(text, object_pairs_hook=build)
-  except (ValueError, RecursionError) as error:
-    raise RecordError(key, f'broken JSON: {error}') from None
-  if not isinstance(value, dict):
-    raise RecordError(
-      key, f'not an object but {type(value).__name__}: {text[:60]}'
+  def load(self, i: int, rng: np.random.Generator | None = None) -> Record:
+    """Line `i` of those with content; nothing is random here."""
+    del rng
+    row, warnings = self._row(i)
+    number = self.lines.number(i)
+    key = self._key(i)
+    if warnings and number not in self._warned:
+      with self._lock:
+        self._warned.add(number)
+      logging.warning('%s: %s', key, '; '.join(warnings))
+    target = self._picture('target', row, key)
+    condition = mask = None
+    if 'condition' in row:
+      condition = self._picture('condition', row, key)
+    if 'mask' in row:
+      name, place = row['mask']
+      mask = pictures.mask(self.stores['mask'].read(place), name, key, target)
+    return Record(
+      target=target,
+      condition=condition,
+      text=row.get('text', ''),
+      label=row.get('label'),
+      mask=mask,
+      key=key,
+      meta={'line': number},
     )
-  return value, warnings
 
+  def _key(self, i: int) -> str:
+    return f'{self.path}:{self.lines.number(i)}'
 
-def has_nan(value: Any) -> bool:
-  """Whether a value holds NaN or an infinity, at any depth."""
-  if isinstance(value, float):
-    return not math.isfinite(value)
-  if isinstance(value, dict):
-    value = list(value.values())
-  return isinstance(value, list) and any(map(has_nan, value))
+  def _row(self, i: int) -> tuple[dict[str, Any], list[str]]:
+    """Role -> checked value (pictures as found), and warnings."""
+    key = self._key(i)
+    line, warnings = lines.parse(self.lines.read(i), key)
+    matched = self.fields.match(line)
+    self.fields.check_record(matched, line, key)
+    row: dict[str, Any] = {}
+    for role, name in matched.items():
+      row[role] = self._field(role, name, line[name], key)
+    used = set(matched.values())
+    unused = [n for n in line if n not in used and lines.has_nan(line[n])]
+    if unused:
+      warnings.append(f'NaN in the unused field {", ".join(unused)}')
+    return row, warnings
+
+  def _field(self, role: str, name: str, value: Any, key: str) -> Any:
+    if role == 'text':
+      try:
+        return checked_text(value)
+      except RecordError as error:
+        raise RecordError(key, f'field {name!r}: {error.reason}') from error
+    if role == 'label':
+      return checked_label(value, name, key)
+    try:
+      return value, self.stores[role].find(value)
+    except Missing as error:
+      raise RecordError(key, f'{error} (field {name!r})') from error
+
+  def _picture(self, role: str, row: dict[str, Any], key: str) -> np.ndarray:
+    name, place = row[role]
+    stretched = role == 'condition' and self.fields.kind == 'depth'
+    return pictures.picture(self.stores[role].read(place), name, key, stretched)

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scar_jax.config import DataConfig
+from scar_jax.data.fields import Fields
 from scar_jax.data.pipeline import make_loader
 from scar_jax.data.records import RecordError, Source
 from scar_jax.data.sources import make_source
-from scar_jax.data.sources.folder import Folder
+from scar_jax.data.sources.jsonl import Jsonl
 from scar_jax.data.text import ByteText
+
+EDIT = Fields('edit')
 
 
 @pytest.fixture
@@ -35,7 +39,8 @@ def write(tmp_path):
       x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines
     ]
     (tmp_path / 'train.jsonl').write_bytes(b'\n'.join(rows))
-    return Folder(tmp_path / 'train.jsonl', **more)
+    fields = Fields(more.pop('kind', 'edit'))
+    return Jsonl(tmp_path / 'train.jsonl', fields, **more)
 
   return make
 
@@ -44,7 +49,7 @@ GOOD = {'source': 'a.png', 'target': 'a.png', 'instruction': 'x'}
 
 
 def test_c14_each_line_is_judged(messy, wanted):
-  report = Folder(messy).check(pictures=True)
+  report = Jsonl(messy, EDIT).check(pictures=True)
   assert report.good == [int(n) for n in wanted['loadable']]
   assert report.blank == len(wanted['blank']) == 1
   assert {str(n) for n in report.bad} == set(wanted['bad'])
@@ -59,7 +64,7 @@ def test_c14_each_line_is_judged(messy, wanted):
 
 def test_c14_strict_lists_all_bad_lines_at_once(messy):
   with pytest.raises(ValueError, match='lines 4, 5, 6, 8') as error:
-    Folder(messy, strict=True)
+    Jsonl(messy, EDIT, strict=True)
   for reason in (
     "line 4: missing file 'images/missing.png'",
     'line 5: broken JSON',
@@ -72,7 +77,7 @@ def test_c14_strict_lists_all_bad_lines_at_once(messy):
 def test_c14_lenient_uses_five_and_counts_four(messy, tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     loader = make_loader(
-      Folder(messy),
+      Jsonl(messy, EDIT),
       ByteText(20),
       4,
       16,
@@ -91,7 +96,7 @@ def test_c14_lenient_uses_five_and_counts_four(messy, tmp_path, caplog):
 
 
 def test_c14_texts_and_pictures(messy):
-  source = Folder(messy)
+  source = Jsonl(messy, EDIT)
   texts = {}
   for i in range(len(source)):
     try:
@@ -110,21 +115,21 @@ def test_c14_texts_and_pictures(messy):
 
 
 def test_c14_latin1_names_line_and_encoding(case):
-  report = Folder(case('c14/latin1_line.jsonl')).check()
+  report = Jsonl(case('c14/latin1_line.jsonl'), EDIT).check()
   assert 'not UTF-8: byte 0xe9' in report.bad[1]
   assert 'latin-1' in report.bad[1]
   with pytest.raises(ValueError, match='line 1: not UTF-8'):
-    Folder(case('c14/latin1_line.jsonl'), strict=True)
+    Jsonl(case('c14/latin1_line.jsonl'), EDIT, strict=True)
 
 
 @pytest.mark.parametrize(
   ('change', 'reason'),
   [
-    ({'target': 3}, "'target' must be the path of a picture, found int 3"),
-    ({'target': ''}, 'must be the path'),
+    ({'target': 3}, "not the path of a picture but int 3 .field 'target'"),
+    ({'target': ''}, 'not the path'),
     ({'target': '../a.png'}, 'outside the data folder'),
     ({'target': '/etc/hostname'}, 'outside the data folder'),
-    ({'target': 'https://x/a.png'}, 'is an address'),
+    ({'target': 'https://x/a.png'}, 'an address, .*download it first'),
     ({'target': 'b\\a.png'}, 'use / between folders'),
     ({'target': 'a\0.png'}, 'missing file'),
     ({'target': '.'}, 'missing file'),
@@ -166,11 +171,19 @@ def test_names_of_other_data_sets(write, names):
 def test_kinds(write, tmp_path):
   depth = np.array([[0, 300], [600, 600]], np.uint16)
   Image.fromarray(depth).save(tmp_path / 'd.png')
-  line = {'control': 'd.png', 'image': 'a.png', 'label': 7, 'mask': 'd.png'}
+  Image.new('L', (4, 4), 255).save(tmp_path / 'm.png')
+  line = {'control': 'd.png', 'image': 'a.png', 'label': 7, 'mask': 'm.png'}
   record = write(line, kind='depth').load(0)
   assert record.condition[..., 0].tolist() == [[0, 128], [255, 255]]
   assert record.label == 7
-  assert record.mask.shape == (2, 2)
+  assert (record.mask == 255).all()
+  with pytest.raises(RecordError, match=r'mask of 2x2 pixels .* 4x4'):
+    write(line | {'mask': 'd.png'}, kind='depth').load(0)
+  hole = np.full((4, 4, 4), 255, np.uint8)
+  hole[1, 2, 3] = 0
+  Image.fromarray(hole).save(tmp_path / 'm.png')
+  mask = write(line, kind='depth').load(0).mask
+  assert (mask.sum(), mask[1, 2]) == (255, 255)
   assert write(line, kind='image').load(0).target.shape == (4, 4, 3)
   with pytest.raises(RecordError, match='no instruction'):
     write(line).load(0)
@@ -196,26 +209,19 @@ def test_empty_and_utf16_files(write):
     write(json.dumps(GOOD).encode('utf-16'))
 
 
-@dataclasses.dataclass
-class Section:
-  source: str = 'folder'
-  kind: str = 'edit'
-  path: str = ''
-  split: str = 'train'
-  strict: bool = False
-
-
 def test_registry(write, tmp_path):
   write(GOOD)
-  source = make_source(Section(path=str(tmp_path)))
+  section = DataConfig(source='jsonl', path=str(tmp_path))
+  source = make_source(section)
   assert isinstance(source, Source)
   assert len(source) == 1
-  assert 'folder' in source.describe()
-  for section, reason in (
-    (Section(source='foldr'), "data.source='foldr'.*Did you mean 'folder'"),
-    (Section(), 'data.path is empty'),
-    (Section(path='no/where'), "'no/where' does not exist"),
-    (Section(path=str(tmp_path), split='val'), 'no val.jsonl; found: train'),
+  assert 'jsonl' in source.describe()
+  for changes, reason in (
+    ({'source': 'jsnl'}, "data.source='jsnl'.*Did you mean 'jsonl'"),
+    ({'path': ''}, 'data.path is empty'),
+    ({'path': 'no/where'}, "'no/where' does not exist"),
+    ({'split': 'val'}, 'no val.jsonl; found: train'),
+    ({'columns': (('picture', 'a'),)}, "role 'picture'; accepted: target"),
   ):
     with pytest.raises(ValueError, match=reason):
-      make_source(section)
+      make_source(dataclasses.replace(section, **changes))
