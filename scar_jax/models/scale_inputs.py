@@ -44,7 +44,7 @@ class ScaleInputs(nn.Module):
 
     def table(name: str, rows: int) -> Any:
       shape = (rows, self.width)
-      return self.param(name, annotated(init, None, 'embed'), shape)
+      return self.param(name, annotated(init, None, 'table'), shape)
 
     self.label = table('label', self.classes + 1)
     self.start = table('start', order.set_sizes[0])
@@ -61,7 +61,7 @@ class ScaleInputs(nn.Module):
       self.text_level = table('text_level', 1)
       # Zero: a new model starts from the null class, which VAR has learned.
       self.pooled = nl.Dense(
-        (self.width,), ('embed', None), kernel_init=nn.initializers.zeros
+        (self.width,), ('embed', 'mlp'), kernel_init=nn.initializers.zeros
       )
 
   def condition(
