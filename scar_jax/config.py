@@ -106,6 +106,11 @@ class ArtifactRef:
 
 
 @dataclasses.dataclass(frozen=True)
+class EncoderRef(ArtifactRef):
+  dtype: str = choice('', '', 'float32', 'bfloat16')  # '': the artifact's
+
+
+@dataclasses.dataclass(frozen=True)
 class OrderConfig:
   name: str = choice('raster', 'raster', 'scale', 'random')
   num_sets: int = number(8, 1)  # random order: sets of a sampling run
@@ -128,6 +133,7 @@ class PrefixSection:
 class LossConfig:
   pres: float = number(1.0, 0.0)  # weight of preservation
   align: float = number(0.5, 0.0)  # weight of alignment
+  chunk: int = number(0, 0)  # positions whose logits exist at once; 0 is all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +146,7 @@ class AlignConfig:
 class TextConfig:
   kind: str = choice('byte', 'byte', 't5', 'label', 'none')
   artifact: str = ''  # frozen T5 encoder
+  dtype: str = choice('', '', 'float32', 'bfloat16')  # of the frozen T5
   vocab: str = ''  # SentencePiece file of a T5
   length: int = number(40, 2)  # tokens, the end mark included
   pad: str = choice('right', 'right', 'left')
@@ -173,6 +180,8 @@ class ScarModel:
   cond_dropout: str = choice('text', 'text', 'joint')
   remat: str = 'none'  # rematerialisation policy of the layers
   scan: bool = True  # layers stacked and scanned
+  attention: str = 'auto'  # backend, see models.attention
+  shard_length: bool = False  # the residual stream over mesh.tensor
   dtype: str = 'float32'  # of matrix products
   place_init: str = choice('normal', 'normal', 'sincos')  # scale order
   codebook_init: bool = False  # tables start from the tokenizer's codes
@@ -217,7 +226,7 @@ class Config:
   align: AlignConfig | None = None
   text: TextConfig | None = None
   tokenizer: ArtifactRef | None = None
-  encoder: ArtifactRef | None = None
+  encoder: EncoderRef | None = None
   sample: SampleConfig | None = None
   eval: EvalConfig | None = None
 
@@ -237,7 +246,7 @@ SCAR_SECTIONS: dict[str, type] = {
   'align': AlignConfig,
   'text': TextConfig,
   'tokenizer': ArtifactRef,
-  'encoder': ArtifactRef,
+  'encoder': EncoderRef,
   'sample': SampleConfig,
   'eval': EvalConfig,
 }

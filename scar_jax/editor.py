@@ -137,6 +137,7 @@ class Editor:
     for name in cfg.needs:
       chosen, known = recorded[name]
       part = load_artifact(chosen or find_part(known, model.path), kind=name)
+      part = cfg.retyped(name, part)
       configs[name], frozen[name] = part.config, part.params
     return cls(cfg, model.params, configs, frozen)
 

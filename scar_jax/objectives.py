@@ -5,12 +5,15 @@ carry no loss). Out: a float32 scalar, or a scalar and a dict of metrics.
 Called by the tasks in `train/tasks`; nothing here owns a parameter.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
+
+from scar_jax.sharding import logical_spec
 
 Metrics = dict[str, jax.Array]
 
@@ -47,6 +50,162 @@ def masked_mean(
   return total / jnp.maximum(count, 1.0)
 
 
+class TokenLosses(NamedTuple):
+  """Of each target token, float32.
+
+  Attributes:
+    nll: negative log-likelihood, natural log.
+    hit: 1 where the arg-max is the target (the first one, of equal logits).
+  """
+
+  nll: Float[Array, 'B N']
+  hit: Float[Array, 'B N']
+
+
+def token_losses(
+  logits: Float[Array, 'B N V'],
+  targets: Int[Array, 'B N'],
+  vocab_axis: str | None = None,
+) -> TokenLosses:
+  """Cross-entropy and hits of each token.
+
+  Only sums and maxima over the vocabulary, no gather: so it splits over
+  devices, and the gradient is one dense pass.
+
+  Args:
+    logits: one row per target token.
+    targets: token ids.
+    vocab_axis: inside `shard_map`, the mesh axis over which V is split.
+
+  Raises:
+    ValueError: logits and targets disagree in their leading shape.
+  """
+  if logits.shape[:-1] != targets.shape:
+    raise ValueError(
+      f'logits {logits.shape} do not fit targets {targets.shape}; '
+      'accepted: [B, N, V] with [B, N] (see the order layout)'
+    )
+
+  def over_shards(reduce: Callable[..., Array], x: Array) -> Array:
+    return reduce(x, vocab_axis) if vocab_axis else x
+
+  logits = logits.astype(jnp.float32)
+  size = logits.shape[-1]
+  ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+  if vocab_axis:
+    ids += size * jax.lax.axis_index(vocab_axis)
+    size *= jax.lax.axis_size(vocab_axis)
+  known = jax.lax.stop_gradient(logits)
+  top = over_shards(jax.lax.pmax, jnp.max(known, axis=-1, keepdims=True))
+  first = jnp.min(jnp.where(known >= top, ids, size), axis=-1)
+  first = over_shards(jax.lax.pmin, first)
+  # Rows of infinities belong to samples that do not count.
+  top = jnp.where(jnp.isfinite(top), top, 0.0)
+  total = jnp.sum(jnp.exp(logits - top), axis=-1)
+  total = over_shards(jax.lax.psum, total)
+  picked = jnp.where(ids == targets[..., None], logits, 0.0)
+  picked = over_shards(jax.lax.psum, jnp.sum(picked, axis=-1))
+  return TokenLosses(
+    jnp.log(total) + top[..., 0] - picked,
+    (first == targets).astype(jnp.float32),
+  )
+
+
+def chunked_token_losses(
+  hidden: Float[Array, 'B N D'],
+  head: Mapping[str, Array],
+  targets: Int[Array, 'B N'],
+  chunk: int,
+  dtype: str = 'float32',
+) -> TokenLosses:
+  """`token_losses` of `hidden @ kernel + bias`, a few positions at a time.
+
+  The logits of `chunk` positions of each sample exist at once, and again in
+  the backward pass. On a mesh each device has its rows of the batch and its
+  part of the vocabulary; the kernel is gathered over `fsdp` once, and its
+  gradient, summed over chunks in float32, is scattered once.
+
+  Args:
+    hidden: states that predict the targets.
+    head: `kernel` [D, V], axes `embed` and `vocab`, and perhaps `bias` [V].
+    targets: token ids.
+    chunk: positions; at least 1.
+    dtype: of the matrix product; its result is float32.
+  """
+  kernel, bias = head['kernel'], head.get('bias', jnp.zeros(()))
+  mesh = jax.sharding.get_abstract_mesh()
+  places = {} if mesh.empty else dict(mesh.shape)
+  rows = logical_spec(('batch', None), targets.shape, places)
+  table = logical_spec(('embed', 'vocab'), kernel.shape, places)
+  # A batch that the mesh does not divide is whole on each device: leave it,
+  # and the rest, to the compiler.
+  split = rows[0] is not None
+  embed, vocab = table if split else (None, None)
+
+  def local(hidden, kernel, bias, targets) -> TokenLosses:
+    kernel = kernel.astype(dtype)
+    if embed:
+      kernel = jax.lax.all_gather(kernel, embed, axis=0, tiled=True)
+    kernel = kernel.astype(jnp.float32)
+
+    @jax.checkpoint
+    def body(part: tuple[Array, Array]) -> TokenLosses:
+      logits = jax.lax.dot_general(
+        part[0].astype(dtype),
+        kernel.astype(dtype),
+        (((2,), (0,)), ((), ())),
+        preferred_element_type=jnp.float32,
+      )
+      return token_losses(logits + bias, part[1], vocab)
+
+    parts = jax.tree.map(lambda x: _cut(x, chunk), (hidden, targets))
+    found = jax.lax.map(body, parts)
+    return TokenLosses(*(_joined(x, targets.shape) for x in found))
+
+  if split:
+    states = PartitionSpec(*rows, None)
+    flat = PartitionSpec(vocab) if bias.ndim else PartitionSpec()
+    local = jax.shard_map(
+      local,
+      in_specs=(states, table, flat, rows),
+      out_specs=TokenLosses(rows, rows),
+    )
+  return local(hidden, kernel, bias, targets)
+
+
+def _cut(x: Float[Array, 'B N *d'], chunk: int) -> Float[Array, 'n B chunk *d']:
+  """Chunks of the second axis, the last one padded with zeros."""
+  pad = -x.shape[1] % chunk
+  x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+  return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _joined(
+  parts: Float[Array, 'n B chunk'], shape: tuple[int, ...]
+) -> Float[Array, 'B N']:
+  return parts.swapaxes(0, 1).reshape(shape[0], -1)[:, : shape[1]]
+
+
+def mean_losses(
+  tokens: TokenLosses,
+  valid: Bool[Array, ' B'] | Bool[Array, 'B N'] | None = None,
+) -> tuple[Float[Array, ''], Metrics]:
+  """Mean cross-entropy, and `ce`, `accuracy` and `perplexity`.
+
+  Args:
+    tokens: of `token_losses`.
+    valid: samples or single tokens that count.
+  """
+  loss = masked_mean(tokens.nll, valid)
+  # Early losses can exceed what exp holds in float32.
+  perplexity = jnp.exp(jnp.minimum(loss, 80.0))
+  return loss, {
+    'ce': loss,
+    'accuracy': masked_mean(tokens.hit, valid),
+    'perplexity': perplexity,
+  }
+
+
 def cross_entropy(
   logits: Float[Array, 'B N V'],
   targets: Int[Array, 'B N'],
@@ -65,23 +224,7 @@ def cross_entropy(
   Raises:
     ValueError: logits and targets disagree in their leading shape.
   """
-  if logits.shape[:-1] != targets.shape:
-    raise ValueError(
-      f'logits {logits.shape} do not fit targets {targets.shape}; '
-      'accepted: [B, N, V] with [B, N] (see the order layout)'
-    )
-  logits = logits.astype(jnp.float32)
-  picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-  nll_BxN = jax.nn.logsumexp(logits, axis=-1) - picked
-  loss = masked_mean(nll_BxN, valid)
-  hits = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
-  # Early losses can exceed what exp holds in float32.
-  perplexity = jnp.exp(jnp.minimum(loss, 80.0))
-  return loss, {
-    'ce': loss,
-    'accuracy': masked_mean(hits, valid),
-    'perplexity': perplexity,
-  }
+  return mean_losses(token_losses(logits, targets), valid)
 
 
 def preservation(

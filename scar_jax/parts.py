@@ -46,6 +46,9 @@ class EditorConfig:
     tokenizer: artifact directory, as given in training.
     encoder: the same for the semantic encoder; '' if unused.
     text_encoder: the same for a frozen T5; '' if unused.
+    encoder_dtype: of the encoder's parameters and matrix products; '' as in
+      its artifact.
+    text_dtype: the same for a frozen T5.
     batch: images made together; smaller requests are padded to it.
   """
 
@@ -56,6 +59,8 @@ class EditorConfig:
   tokenizer: str = ''
   encoder: str = ''
   text_encoder: str = ''
+  encoder_dtype: str = ''
+  text_dtype: str = ''
   batch: int = 16
 
   @property
@@ -67,6 +72,29 @@ class EditorConfig:
     if self.model.text.kind == 't5':
       needs.append('text')
     return tuple(needs)
+
+  def retyped(self, name: str, artifact: Any) -> Any:
+    """The artifact of a frozen network, in the type that it is used in.
+
+    Training and sampling both go through here: features must not differ. The
+    tokenizer stays in float32, or some of its tokens would change.
+    """
+    dtype = {'encoder': self.encoder_dtype, 'text': self.text_dtype}.get(name)
+    if not dtype:
+      return artifact
+
+    def cast(x: Any) -> Any:
+      if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+      if isinstance(x, jax.ShapeDtypeStruct):
+        return x.update(dtype=jnp.dtype(dtype))
+      return x.astype(dtype)
+
+    return dataclasses.replace(
+      artifact,
+      config=dataclasses.replace(artifact.config, dtype=dtype),
+      params=jax.tree.map(cast, artifact.params),
+    )
 
 
 # How guidance grows over the sets where the config does not say.

@@ -8,13 +8,14 @@ not divide is replicated; `check_coverage` refuses large parameters left whole.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scar_jax.types import PyTree
@@ -28,9 +29,11 @@ LOGICAL_RULES: tuple[tuple[str, Any], ...] = (
   ('heads', 'tensor'),
   ('mlp', 'tensor'),
   ('vocab', 'tensor'),
-  ('conv_out', 'fsdp'),
+  ('conv_out', ('fsdp', 'tensor')),
+  ('table', ('fsdp', 'tensor')),
   ('layers', None),
   ('length', None),
+  ('act_length', 'tensor'),
   ('head_dim', None),
   ('act_embed', None),
   ('act_heads', 'tensor'),
@@ -38,6 +41,8 @@ LOGICAL_RULES: tuple[tuple[str, Any], ...] = (
   ('act_vocab', 'tensor'),
 )
 _VOCABULARY = frozenset(name for name, _ in LOGICAL_RULES)
+# Sequences are rarely multiples of anything: the compiler pads these.
+_UNEVEN = frozenset({'act_length'})
 
 
 def _checked(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
@@ -74,8 +79,48 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  spec = logical_spec(axes, x.shape, dict(mesh.shape))
+  spec = logical_spec(axes, x.shape, dict(mesh.shape), _UNEVEN)
   return jax.lax.with_sharding_constraint(x, spec)
+
+
+def mapped(
+  local: Callable[..., jax.Array],
+  args: Sequence[jax.Array],
+  axes: Sequence[tuple[str | None, ...]],
+) -> jax.Array:
+  """`local(*args)` on each device's own part of the arguments.
+
+  For kernels, which the compiler cannot split. `local` must treat what is
+  split independently, and its result is placed as the first argument. Off-mesh
+  it is just called.
+
+  Args:
+    local: a function of arrays.
+    args: its arguments.
+    axes: logical axes of each.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return local(*args)
+  sizes = dict(mesh.shape)
+  specs = tuple(
+    logical_spec(_checked(names), x.shape, sizes)
+    for names, x in zip(axes, args, strict=True)
+  )
+  # Kernels do not say how their results vary over the mesh: no check.
+  return jax.shard_map(
+    local, in_specs=specs, out_specs=specs[0], check_vma=False
+  )(*args)
+
+
+def platform() -> str:
+  """'tpu', 'gpu' or 'cpu': that of the surrounding mesh, or jax's own.
+
+  The mesh may be one of described devices, compiled for on another machine.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  device = None if mesh.empty else mesh.abstract_device
+  return jax.default_backend() if device is None else device.platform
 
 
 def axis_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
@@ -112,18 +157,32 @@ def make_mesh(
 ) -> Mesh:
   """The mesh of axes `replica, data, fsdp, tensor`, in this order.
 
+  Where the devices are several TPU slices, `replica` crosses the slices, whose
+  network is the slow one, and all other axes stay inside of them.
+
   Args:
     sizes: see `axis_sizes`.
     devices: all devices of the job by default.
+
+  Raises:
+    ValueError: the sizes do not fit the devices, or the slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   full = axis_sizes(sizes, len(devices))
-  return jax.make_mesh(
-    tuple(full.values()),
-    MESH_AXES,
-    axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
-    devices=devices,
-  )
+  types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+  slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  if slices == 1:
+    shape = tuple(full.values())
+    return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+  if full['replica'] % slices:
+    raise ValueError(
+      f'mesh.replica={full["replica"]}, but the devices lie in {slices} slices '
+      f'and no other axis may cross them; accepted: multiples of {slices} '
+      '(set --config.mesh.replica)'
+    )
+  inner = (full['replica'] // slices, *list(full.values())[1:])
+  grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices)
+  return Mesh(grid, MESH_AXES, axis_types=types)
 
 
 def batch_ways(mesh: Mesh) -> int:
@@ -142,19 +201,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def logical_spec(
-  axes: Iterable[str | None], shape: Sequence[int], mesh: Mapping[str, int]
+  axes: Iterable[str | None],
+  shape: Sequence[int],
+  mesh: Mapping[str, int],
+  uneven: Collection[str] = (),
 ) -> PartitionSpec:
   """Mesh axes of each dimension: by the rules, where sizes divide.
 
-  A mesh axis serves one dimension only (the first that asks), and a dimension
-  that the axes do not divide stays whole.
+  A mesh axis serves one dimension only (the first that asks). A dimension that
+  its axes do not divide is split over as many of them, from the first, as do.
+
+  Args:
+    axes: logical name (or None) of each dimension.
+    shape: sizes; 0 is divided by all.
+    mesh: sizes of the mesh axes.
+    uneven: logical names that need not divide.
   """
   rules, used, spec = dict(LOGICAL_RULES), set(), []
   for name, size in zip(axes, shape, strict=True):
     wanted = rules.get(name) if name else None
     wanted = (wanted,) if isinstance(wanted, str) else wanted or ()
     names = tuple(a for a in wanted if a not in used and mesh.get(a, 1) > 1)
-    if names and size % math.prod(mesh[a] for a in names) == 0:
+    while name not in uneven and size % math.prod(mesh[a] for a in names):
+      names = names[:-1]
+    if names:
       used.update(names)
       spec.append(names[0] if len(names) == 1 else names)
     else:
@@ -240,18 +310,23 @@ def frozen_shardings(
 ) -> PyTree:
   """Placement of networks that carry no logical axes.
 
-  Large arrays are split over `fsdp` on their largest dimension that divides,
-  small ones are copied: a frozen T5 need not fit on one device.
+  Large arrays are split over `fsdp` and `tensor` together, or the one of them
+  that divides, on their largest dimension; small ones are copied. A frozen T5
+  need not fit on one device: each layer is gathered when it is computed.
   """
-  n = mesh.shape['fsdp']
+  ways = [('fsdp', 'tensor'), ('fsdp',), ('tensor',)]
+  ways = [tuple(a for a in way if mesh.shape[a] > 1) for way in ways]
 
   def place(leaf: Any) -> NamedSharding:
     size = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-    dims = [d for d, length in enumerate(leaf.shape) if length % n == 0]
-    if n == 1 or size <= min_shard_bytes or not dims:
-      return replicated(mesh)
-    best = max(dims, key=lambda d: leaf.shape[d])
-    return NamedSharding(mesh, PartitionSpec(*[None] * best, 'fsdp'))
+    for way in ways if size > min_shard_bytes else ():
+      n = math.prod(mesh.shape[a] for a in way)
+      dims = [d for d, length in enumerate(leaf.shape) if length % n == 0]
+      if way and dims:
+        best = max(dims, key=lambda d: leaf.shape[d])
+        axes = way if len(way) > 1 else way[0]
+        return NamedSharding(mesh, PartitionSpec(*[None] * best, axes))
+    return replicated(mesh)
 
   return jax.tree.map(place, tree)
 

@@ -1,9 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scar_jax import objectives as obj
+from scar_jax.sharding import make_mesh
 
 
 def test_cross_entropy_counts_only_valid_tokens():
@@ -27,6 +30,70 @@ def test_cross_entropy_without_valid_samples_is_zero_and_finite():
   targets = jnp.zeros((2, 3), jnp.int32)
   loss, _ = obj.cross_entropy(logits, targets, jnp.zeros(2, bool))
   assert loss == 0.0
+
+
+def test_of_equal_logits_the_first_is_the_guess():
+  logits = jnp.zeros((1, 3, 4))
+  found = obj.token_losses(logits, jnp.array([[0, 1, 3]]))
+  assert found.hit.tolist() == [[1, 0, 0]]
+  np.testing.assert_allclose(found.nll, np.log(4), rtol=1e-6)
+
+
+def _head_case(bias, rows=4, positions=10, width=8, vocab=32):
+  keys = jax.random.split(jax.random.key(0), 4)
+  head = {'kernel': jax.random.normal(keys[0], (width, vocab))}
+  if bias:
+    head['bias'] = jax.random.normal(keys[1], (vocab,))
+  hidden = jax.random.normal(keys[2], (rows, positions, width))
+  targets = jax.random.randint(keys[3], (rows, positions), 0, vocab)
+  return hidden, head, targets, jnp.arange(rows) > 0
+
+
+def _whole(hidden, head, targets, valid):
+  logits = hidden @ head['kernel'] + head.get('bias', 0.0)
+  return obj.cross_entropy(logits, targets, valid)
+
+
+def _chunked(chunk, hidden, head, targets, valid):
+  found = obj.chunked_token_losses(hidden, head, targets, chunk)
+  return obj.mean_losses(found, valid)
+
+
+@pytest.mark.parametrize(
+  ('chunk', 'bias', 'mesh'),
+  [
+    (5, False, None),
+    (4, True, None),  # does not divide 10
+    (16, False, None),
+    (4, True, {'data': 2, 'fsdp': 2, 'tensor': 2}),
+    (4, False, {'fsdp': 1, 'data': 2, 'tensor': 4}),
+    (4, False, {'fsdp': 8}),  # 4 rows: left to the compiler
+  ],
+)
+def test_chunks_and_shards_change_neither_loss_nor_gradient(chunk, bias, mesh):
+  hidden, head, targets, valid = _head_case(bias)
+
+  def run(loss):
+    grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    return jax.jit(grad)(hidden, head, targets, valid)
+
+  with jax.set_mesh(make_mesh({'data': 8} if mesh is None else mesh)):
+    ours = run(functools.partial(_chunked, chunk))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
+  jax.tree.map(close, ours, run(_whole))
+
+
+def test_the_logits_of_all_positions_never_exist():
+  case = _head_case(False, positions=12)
+  mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
+  with jax.set_mesh(mesh):
+    step = jax.jit(jax.grad(lambda *a: _chunked(3, *a)[0], argnums=(0, 1)))
+    text = step.lower(*case).as_text()
+  for whole in ('4x12x32x', '1x12x16x', '1x12x32x', '4x1x12x32x'):
+    assert f'tensor<{whole}f32>' not in text
+  assert 'tensor<1x3x16xf32>' in text  # one row, a chunk, half of V
+  assert text.count('stablehlo.all_gather') == 1
+  assert text.count('stablehlo.reduce_scatter') == 1
 
 
 def test_shapes_that_do_not_fit_are_named():

@@ -1,5 +1,8 @@
 """Mesh sizes, the rules, and a real model on eight devices."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,13 @@ from scar_setup import frozen_artifacts, scar_batch, scar_config
 
 from scar_jax import sharding
 from scar_jax.config import OptimConfig
+from scar_jax.models.conditions import empty_conditions
+from scar_jax.models.decoder import decoder_size
+from scar_jax.models.prefill import PrefixConfig
+from scar_jax.models.scar import Scar
+from scar_jax.models.scar_config import ScarConfig
+from scar_jax.models.text_embedder import TextCondition
+from scar_jax.orders.scale import blank
 from scar_jax.train import state as state_lib
 from scar_jax.train.optim import make_optimizer
 from scar_jax.train.step import make_step
@@ -47,11 +57,49 @@ def test_impossible_meshes_are_errors(sizes, message):
     (('heads', 'mlp'), (4, 4), P('tensor', None)),  # an axis serves once
     (('batch', None), (16, 3), P(('data', 'fsdp'), None)),
     ((None, 'layers'), (8, 8), P(None, None)),
+    (('table', None), (16, 8), P(('fsdp', 'tensor'), None)),
+    (('table', None), (12, 8), P('fsdp', None)),  # the first that divide
+    (('act_length', None), (7, 8), P(None, None)),
   ],
 )
 def test_rules_give_mesh_axes_where_sizes_divide(axes, shape, spec):
   mesh = {'replica': 1, 'data': 2, 'fsdp': 4, 'tensor': 2}
   assert sharding.logical_spec(axes, shape, mesh) == spec
+
+
+def test_some_activations_need_not_divide():
+  axes = ('batch', 'act_length', 'act_embed')
+  spec = sharding.logical_spec(
+    axes, (3, 7, 8), {'data': 2, 'tensor': 4}, {'act_length'}
+  )
+  assert spec == P(None, 'tensor', None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chip:
+  """A device of a slice, as far as a mesh asks."""
+
+  id: int
+  slice_index: int
+  platform: str = 'cpu'
+  device_kind: str = 'fake'
+  process_index: int = 0
+
+
+def test_replicas_cross_the_slices_and_nothing_else_does():
+  chips = [_Chip(i, i % 2) for i in range(8)]  # listed in turn
+  sizes = {'replica': 2, 'data': -1, 'fsdp': 2}
+  mesh = sharding.make_mesh(sizes, chips)
+  assert dict(mesh.shape) == {'replica': 2, 'data': 2, 'fsdp': 2, 'tensor': 1}
+  of_slice = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+  assert (of_slice[0] == 0).all()
+  assert (of_slice[1] == 1).all()
+  mesh = sharding.make_mesh({'replica': 4, 'fsdp': 2}, chips)
+  assert [d.slice_index for d in mesh.devices[:, 0, 0, 0]] == [0, 0, 1, 1]
+  with pytest.raises(
+    ValueError, match=r'mesh\.replica=1, .* in 2 slices .* multiples of 2'
+  ):
+    sharding.make_mesh({'fsdp': 8}, chips)
 
 
 def test_a_misspelt_logical_axis_is_an_error():
@@ -71,6 +119,55 @@ def test_large_frozen_arrays_are_split_and_small_ones_copied():
   places = sharding.frozen_shardings(tree, mesh)
   assert places['large'].spec == P(None, 'fsdp')
   assert places['small'].spec == places['odd'].spec == P()
+  both = sharding.make_mesh({'data': 1, 'fsdp': 4, 'tensor': 2})
+  places = sharding.frozen_shardings(tree, both)
+  assert places['large'].spec == P(None, ('fsdp', 'tensor'))
+  assert places['odd'].spec == P()
+
+
+_XL = ScarConfig(
+  decoder=decoder_size('XL'), prefix=PrefixConfig(width=3072, out=1280)
+)
+_D30 = ScarConfig(
+  order='scale',
+  decoder=decoder_size('d30'),
+  prefix=PrefixConfig(width=3072, out=1920),
+  text=TextCondition(kind='label'),
+  grid=(16, 16),
+  patch_nums=(1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+)
+
+
+@pytest.mark.parametrize('cfg', [_XL, _D30], ids=['XL', 'd30'])
+@pytest.mark.parametrize(
+  'sizes', [{'fsdp': 8}, {'tensor': 2, 'fsdp': 4}, {'data': 4, 'tensor': 2}]
+)
+def test_every_large_parameter_is_split_over_every_axis(cfg, sizes):
+  """Full sizes, shapes only: decoder, compressor, restorer, text, tables."""
+  mesh = sharding.make_mesh({'data': 1, **sizes})
+  tokens = jnp.zeros((1, cfg.make_order().num_targets), jnp.int32)
+  boxed = jax.eval_shape(
+    functools.partial(
+      Scar(cfg).init, accumulate=blank(cfg.patch_nums, cfg.latent_dim)
+    ),
+    jax.random.key(0),
+    tokens,
+    empty_conditions(cfg, 1),
+  )['params']
+  params = sharding.unbox(boxed)
+  places = sharding.tree_shardings(boxed, mesh)
+  sharding.check_coverage(params, places, mesh)
+  axes = {a for a in ('fsdp', 'tensor') if mesh.shape[a] > 1}
+  whole = [
+    (sharding.path_name(path), leaf.shape, place.spec)
+    for (path, leaf), place in zip(
+      jax.tree_util.tree_leaves_with_path(params),
+      jax.tree.leaves(places),
+      strict=True,
+    )
+    if leaf.size > 2**20 and not axes <= set(jax.tree.leaves(tuple(place.spec)))
+  ]
+  assert not whole
 
 
 def test_a_large_parameter_left_whole_is_an_error():

@@ -1,9 +1,12 @@
-"""The one attention call, and the key-value cache it reads.
+"""Attention under a bool mask, the choice of a backend, the key-value cache.
 
 In: q, k, v `[B, L, H, K]` and a bool mask `[B or 1, Lq, S]` from
 `orders.layout.set_mask`. Out: `[B, Lq, H, K]`. The cache carries set ids, so
-one rule masks training, prefill and decode (method 1.3, 9.1).
+one rule masks training, prefill and decode (method 1.3, 9.1). Whole sequences
+may go through `kernels.py` instead; `choose_backend` says when.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.orders.layout import set_mask
 
-BACKENDS = ('xla',)
+BACKENDS = ('auto', 'xla', 'splash', 'cudnn')
 # Larger than any set id: nothing may attend to a slot that holds it.
 UNWRITTEN = np.iinfo(np.int32).max
 
@@ -108,7 +111,6 @@ def attend(
   v: Float[Array, 'B S H K'],
   mask: Bool[Array, '_ L S'],
   scale: float | None = None,
-  backend: str = 'xla',
   dropout: float = 0.0,
   rng: Array | None = None,
 ) -> Float[Array, 'B L H K']:
@@ -120,18 +122,9 @@ def attend(
     v: values.
     mask: True where a query may attend; leading axis B or 1.
     scale: of the logits, K**-0.5 by default.
-    backend: a value of `BACKENDS`.
     dropout: rate on the attention weights, needs `rng`.
     rng: a PRNG key; None for no dropout.
-
-  Raises:
-    ValueError: unknown backend.
   """
-  if backend not in BACKENDS:
-    raise ValueError(
-      f'attention backend {backend!r}; accepted: {", ".join(BACKENDS)} '
-      '(set --config.model.attention)'
-    )
   factor = q.shape[-1] ** -0.5 if scale is None else scale
   # Heads first: a batch of plain matrix products, 4 times faster on CPUs.
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
@@ -145,3 +138,70 @@ def attend(
     weights = jnp.where(keep, weights / (1.0 - dropout), 0.0)
   out = jnp.einsum('bhls,bhsk->bhlk', weights.astype(v.dtype), v)
   return out.transpose(0, 2, 1, 3)
+
+
+def choose_backend(
+  wanted: str,
+  platform: str,
+  set_ids: Any,
+  *,
+  head_dim: int,
+  dtype: str,
+  dropout: bool = False,
+  padding: tuple[int, int] | None = None,
+  key_valid: bool = False,
+) -> str:
+  """The backend of a pass over a whole sequence, 'xla', 'splash' or 'cudnn'.
+
+  Steps through a cache do not ask: they always run on 'xla'.
+
+  Args:
+    wanted: a value of `BACKENDS`. 'auto' is 'splash' on TPUs wherever that
+      can do it, from one tile of 128 positions on, and 'xla' elsewhere.
+    platform: 'tpu', 'gpu' or 'cpu'. On a CPU the kernel is interpreted.
+    set_ids: of the sequence; kernels need them static, so as numpy.
+    head_dim: K.
+    dtype: of q, k and v.
+    dropout: attention weights are dropped.
+    padding: positions outside of which every key is valid, if known.
+    key_valid: some keys may be padding.
+
+  Raises:
+    ValueError: `wanted` cannot do it; says why.
+  """
+  if wanted == 'xla':
+    return 'xla'
+  static = isinstance(set_ids, np.ndarray)
+  named = 'splash' if wanted == 'auto' else wanted
+  platforms = {'splash': ('tpu', 'cpu'), 'cudnn': ('gpu',)}[named]
+  problems = [
+    (platform not in platforms, f'it runs on {platforms[0]}, not {platform}'),
+    (not static, 'set ids that are traced; it needs them as a numpy array'),
+    (dropout, 'attention dropout (set --config.model.attn_dropout=0)'),
+  ]
+  if named == 'splash':
+    problems += [
+      (
+        static and bool(np.any(np.diff(set_ids) < 0)),
+        'set ids that fall along the sequence',
+      ),
+      (key_valid and padding is None, 'padding at unknown positions'),
+    ]
+  else:
+    problems += [
+      (dtype == 'float32', 'float32 (set --config.model.dtype=bfloat16)'),
+      (
+        head_dim % 8 or head_dim > 128,
+        f'heads of {head_dim} channels, where multiples of 8 up to 128 work',
+      ),
+    ]
+  found = [text for wrong, text in problems if wrong]
+  if wanted == 'auto':
+    small = len(set_ids) < 128
+    return 'xla' if found or small or platform != 'tpu' else 'splash'
+  if found:
+    raise ValueError(
+      f'attention={wanted!r} cannot run this model here: {"; ".join(found)}; '
+      'accepted: auto, xla (set --config.model.attention)'
+    )
+  return wanted

@@ -6,15 +6,18 @@ layer's number and drop-path rate. Out: the residual stream and the cache.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from scar_jax.models import layers as nl
 from scar_jax.models.attention import attend, write_layer
+from scar_jax.models.remat import ATTENTION, LAYER_INPUT
 from scar_jax.sharding import annotated, constrain
 
 
@@ -22,13 +25,15 @@ class Shared(NamedTuple):
   """What every layer reads.
 
   Attributes:
-    mask: bool [B or 1, L, S].
+    mask: bool [B or 1, L, S], or None where a kernel makes its own.
+    key_valid: bool [B, L], False at padding; for kernels, or None.
     rope: spread (cos, sin), or None without rotary embedding.
     at: int32 first cache slot to write, or None without a cache.
     cond: AdaLN input: silu(cond) [B, D], or [B, 6, D] when shared; or None.
   """
 
-  mask: Array
+  mask: Array | None
+  key_valid: Array | None
   rope: tuple[Array, Array] | None
   at: Array | None
   cond: Array | None
@@ -68,9 +73,15 @@ def ada_std(width: int) -> float:
 
 
 class Attention(nn.Module):
-  """Fused qkv, rotary or cosine attention, cache, output projection."""
+  """Fused qkv, rotary or cosine attention, cache, output projection.
+
+  Attributes:
+    cfg: of the decoder.
+    kernel: of `kernels.KERNELS`, set ids bound; None is `attend` by the mask.
+  """
 
   cfg: Any
+  kernel: Callable[..., Array] | None = None
 
   @nn.compact
   def __call__(
@@ -116,16 +127,11 @@ class Attention(nn.Module):
       k_all, k = write_layer(carry.k, k, layer, shared.at, used)
       v_all, v = write_layer(carry.v, v, layer, shared.at, used)
       carry = carry._replace(k=k_all, v=v_all)
-    out = attend(
-      q,
-      k,
-      v,
-      shared.mask,
-      scale=scale,
-      backend=cfg.attention,
-      dropout=cfg.attn_dropout,
-      rng=rng,
-    )
+    if self.kernel is not None:
+      out = self.kernel(q, k, v, scale, shared.key_valid)
+    else:
+      out = attend(q, k, v, shared.mask, scale, cfg.attn_dropout, rng)
+      out = checkpoint_name(out, ATTENTION)
     out = nl.Dense(
       (cfg.width,),
       ('heads', 'head_dim', 'embed'),
@@ -147,6 +153,7 @@ class LlamaBlock(nn.Module):
 
   cfg: Any
   deterministic: bool = True
+  kernel: Callable[..., Array] | None = None
 
   @nn.compact
   def __call__(
@@ -155,8 +162,9 @@ class LlamaBlock(nn.Module):
     """One layer; the None is `nn.scan`'s stacked output."""
     cfg = self.cfg
     keys = _keys(self, cfg)
+    carry = carry._replace(x=checkpoint_name(carry.x, LAYER_INPUT))
     normed = nl.RMSNorm(cfg.norm_eps, cfg.dtype, name='attn_norm')(carry.x)
-    h, carry = Attention(cfg, name='attn')(
+    h, carry = Attention(cfg, self.kernel, name='attn')(
       normed, carry, shared, layer, keys[0]
     )
     x = _add(cfg, carry.x, h, cfg.resid_dropout, path_rate, keys[1], keys[2])
@@ -174,6 +182,7 @@ class AdaLNBlock(nn.Module):
 
   cfg: Any
   deterministic: bool = True
+  kernel: Callable[..., Array] | None = None
 
   @nn.compact
   def __call__(
@@ -183,6 +192,7 @@ class AdaLNBlock(nn.Module):
     cfg, width = self.cfg, self.cfg.width
     std = ada_std(width)
     keys = _keys(self, cfg)
+    carry = carry._replace(x=checkpoint_name(carry.x, LAYER_INPUT))
     if cfg.shared_ada:
       # N(0, 1) / sqrt(C), then the same factors as the per-block projection.
       init = nn.initializers.normal(width**-0.5)
@@ -208,7 +218,7 @@ class AdaLNBlock(nn.Module):
     gate1, gate2, scale1, scale2, shift1, shift2 = parts
 
     normed = nl.layer_norm(carry.x, cfg.norm_eps).astype(cfg.dtype)
-    h, carry = Attention(cfg, name='attn')(
+    h, carry = Attention(cfg, self.kernel, name='attn')(
       normed * (1 + scale1) + shift1, carry, shared, layer, keys[0]
     )
     h = gate1 * nl.dropout(h, cfg.resid_dropout, keys[1])
@@ -263,4 +273,7 @@ def _add(
   branch = nl.dropout(branch, rate, key)
   branch = nl.drop_path(branch, path_rate, path_key)
   x = x + branch.astype(x.dtype)
-  return constrain(x, 'batch', 'length', 'act_embed')
+  # Between matrix products each position stands alone, so that the tensor
+  # axis may split the sequence where heads and hidden units are whole.
+  length = 'act_length' if cfg.shard_length else 'length'
+  return constrain(x, 'batch', length, 'act_embed')

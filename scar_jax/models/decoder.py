@@ -7,10 +7,10 @@ layer axis under `layers` whether the scan is unrolled or not.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -20,6 +20,7 @@ from scar_jax.models.attention import (
   BACKENDS,
   KVCache,
   cache_mask,
+  choose_backend,
   empty_cache,
 )
 from scar_jax.models.blocks import (
@@ -29,10 +30,10 @@ from scar_jax.models.blocks import (
   Shared,
   ada_std,
 )
+from scar_jax.models.remat import REMAT, rematerialised
 from scar_jax.orders.layout import set_mask
-from scar_jax.sharding import constrain
+from scar_jax.sharding import constrain, platform
 
-REMAT = ('none', 'full', 'dots', 'dots_no_batch')
 BLOCKS = ('llama', 'adaln')
 Rope = tuple[Float[Array, '*B L F'], Float[Array, '*B L F']]
 
@@ -55,9 +56,11 @@ class DecoderConfig:
     ffn_dropout: after the feed-forward.
     attn_dropout: on attention weights.
     drop_path: rate of the last block, linear from 0 at the first.
-    remat: a value of `REMAT`: what the backward pass computes again.
+    remat: a value of `remat.REMAT`: what the backward pass computes again.
     scan: one compiled layer in a loop, or all layers unrolled.
-    attention: a backend of `models.attention`.
+    attention: a backend of `models.attention`, of passes without a cache.
+    shard_length: the residual stream is split over the tensor axis along the
+      sequence; less memory, the same bytes exchanged.
     dtype: of matmuls and the cache.
     residual_dtype: of the residual stream.
     init_std: of the llama block's weights; its head starts at zero.
@@ -81,7 +84,8 @@ class DecoderConfig:
   drop_path: float = 0.0
   remat: str = 'none'
   scan: bool = True
-  attention: str = 'xla'
+  attention: str = 'auto'
+  shard_length: bool = False
   dtype: str = 'float32'
   residual_dtype: str = 'float32'
   init_std: float = 0.02
@@ -124,6 +128,11 @@ class DecoderConfig:
   def head_dim(self) -> int:
     """K."""
     return self.width // self.heads
+
+  @property
+  def head_dtype(self) -> str:
+    """Type of the head's matrix product."""
+    return 'float32' if self.block == 'adaln' else self.dtype
 
   @property
   def hidden(self) -> int:
@@ -203,21 +212,6 @@ def make_cache(
   )
 
 
-def _remat(block: Any, cfg: DecoderConfig) -> Any:
-  """The block class with the backward pass of the named policy."""
-  policies = {
-    'full': None,
-    'dots': jax.checkpoint_policies.checkpoint_dots,
-    'dots_no_batch': (
-      jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
-    ),
-  }
-  if cfg.remat == 'none':
-    return block
-  # Inside a scan the loop itself keeps XLA from merging the recomputation.
-  return nn.remat(block, policy=policies[cfg.remat], prevent_cse=not cfg.scan)
-
-
 class SetDecoder(nn.Module):
   """The transformer: token table, blocks, final norm, head."""
 
@@ -237,7 +231,7 @@ class SetDecoder(nn.Module):
         (cfg.vocab,),
         ('embed', 'vocab'),
         kernel_init=nn.initializers.zeros,
-        dtype=cfg.dtype,
+        dtype=cfg.head_dtype,
         out_dtype='float32',
       )
       return
@@ -285,9 +279,25 @@ class SetDecoder(nn.Module):
     key_valid: Bool[Array, 'B L'] | None = None,
     cond: Float[Array, 'B D'] | None = None,
     deterministic: bool = True,
+    padding: tuple[int, int] | None = None,
   ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
-    """All blocks, without the final norm; see `__call__`."""
-    cfg = self.cfg
+    """All blocks, without the final norm; see `__call__`.
+
+    Args:
+      x: see there.
+      rope: see there.
+      set_ids: see there; without a cache in numpy, for kernels.
+      cache: see there.
+      key_valid: see there.
+      cond: see there.
+      deterministic: see there.
+      padding: [first, last) positions outside of which every key is valid.
+
+    Raises:
+      ValueError: a condition that the block does not take, or an attention
+        backend that cannot do this.
+    """
+    cfg, kernel = self.cfg, None
     if (cond is None) == (cfg.block == 'adaln'):
       raise ValueError(
         f'block={cfg.block!r} with cond={"none" if cond is None else "given"};'
@@ -295,7 +305,10 @@ class SetDecoder(nn.Module):
         '(set --config.model.block)'
       )
     if cache is None:
-      mask, at = set_mask(set_ids, set_ids, key_valid), None
+      kernel = self._kernel(set_ids, key_valid, padding, deterministic)
+      mask, at = None, None
+      if kernel is None:
+        mask = set_mask(set_ids, set_ids, key_valid)
       carry = Carry(x.astype(cfg.residual_dtype), None, None)
     else:
       at = cache.length
@@ -305,11 +318,12 @@ class SetDecoder(nn.Module):
       cond = nn.silu(cond.astype(jnp.float32))
       if cfg.shared_ada:
         cond = self.shared_ada(cond).reshape(-1, 6, cfg.width)
-    shared = Shared(
-      mask, None if rope is None else nl.spread_rope(rope), at, cond
-    )
+    rope = None if rope is None else nl.spread_rope(rope)
+    shared = Shared(mask, key_valid if kernel else None, rope, at, cond)
     stack = nn.scan(
-      _remat(AdaLNBlock if cfg.block == 'adaln' else LlamaBlock, cfg),
+      rematerialised(
+        AdaLNBlock if cfg.block == 'adaln' else LlamaBlock, cfg.remat, cfg.scan
+      ),
       variable_axes={'params': 0, 'intermediates': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=(0, 0, nn.broadcast),
@@ -318,12 +332,32 @@ class SetDecoder(nn.Module):
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     path_rates = np.linspace(0, cfg.drop_path, cfg.layers, dtype=np.float32)
-    carry, _ = stack(cfg, deterministic, name='layers')(
+    carry, _ = stack(cfg, deterministic, kernel, name='layers')(
       carry, jnp.arange(cfg.layers), jnp.asarray(path_rates), shared
     )
     if cache is not None:
       cache = cache.replace(k=carry.k, v=carry.v)
     return carry.x, cache
+
+  def _kernel(self, set_ids, key_valid, padding, deterministic: bool):
+    """Flash attention with its set ids bound, or None for `attend`."""
+    cfg = self.cfg
+    backend = choose_backend(
+      cfg.attention,
+      platform(),
+      set_ids,
+      head_dim=cfg.head_dim,
+      dtype=cfg.dtype,
+      dropout=bool(cfg.attn_dropout) and not deterministic,
+      padding=padding,
+      key_valid=key_valid is not None,
+    )
+    if backend == 'xla':
+      return None
+    # Pallas takes a while to import, and most runs do without it.
+    from scar_jax.models.kernels import KERNELS
+
+    return functools.partial(KERNELS[backend], set_ids=set_ids, padding=padding)
 
   def __call__(
     self,

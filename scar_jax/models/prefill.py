@@ -216,7 +216,7 @@ class Compressor(nn.Module):
         cfg.out,
         use_bias=False,
         dtype=cfg.dtype,
-        kernel_init=annotated(torch_uniform(inputs), None, 'embed'),
+        kernel_init=annotated(torch_uniform(inputs), 'mlp', 'embed'),
         name='proj',
       )
 

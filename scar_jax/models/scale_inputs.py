@@ -63,7 +63,7 @@ class ScaleInputs(nn.Module):
 
     def table(name: str, rows: int, init: Any = init) -> Any:
       shape = (rows, self.width)
-      return self.param(name, annotated(init, None, 'embed'), shape)
+      return self.param(name, annotated(init, None, 'table'), shape)
 
     def places(centres: Float[Array, 'n 2'] | np.ndarray) -> Any:
       if self.place_init == 'normal':
@@ -89,7 +89,7 @@ class ScaleInputs(nn.Module):
       self.text_level = table('text_level', 1)
       # Zero: a new model starts from the null class, which VAR has learned.
       self.pooled = nl.Dense(
-        (self.width,), ('embed', None), kernel_init=nn.initializers.zeros
+        (self.width,), ('embed', 'mlp'), kernel_init=nn.initializers.zeros
       )
 
   def condition(

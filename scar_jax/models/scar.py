@@ -33,16 +33,18 @@ class ScarOutput:
   """A training forward pass.
 
   Attributes:
-    logits: float32, one row per target in target order.
+    logits: float32, one row per target in target order; None if not wanted.
     targets: the tokens these rows predict.
+    predictors: what the head makes the logits of.
     hidden: states of all positions after the final norm.
     hidden_prefix: H_s, states that alignment compares.
     align_target: P_t, from the target image; None without its features.
     restored: U_k(F_c) of the condition image, None without a restorer.
   """
 
-  logits: Float[Array, 'B N V']
+  logits: Float[Array, 'B N V'] | None
   targets: Int[Array, 'B N']
+  predictors: Float[Array, 'B N D']
   hidden: Float[Array, 'B L D']
   hidden_prefix: Float[Array, 'B P D'] | None
   align_target: Float[Array, 'B P D'] | None
@@ -188,6 +190,7 @@ class Scar(nn.Module):
     deterministic: bool = True,
     accumulate: Accumulate | None = None,
     seen: Int[Array, 'B N'] | None = None,
+    with_logits: bool = True,
   ) -> ScarOutput:
     """A teacher-forced pass.
 
@@ -201,6 +204,7 @@ class Scar(nn.Module):
       deterministic: no dropout of any kind (other than by `draws`).
       accumulate: of the multi-scale tokenizer, for the scale order.
       seen: tokens that the inputs are made of, in place of `tokens`.
+      with_logits: False leaves the head to the loss.
     """
     cfg, layout = self.cfg, self.layout
     batch = tokens.shape[0]
@@ -237,15 +241,17 @@ class Scar(nn.Module):
     pre_norm, _ = self.decoder.blocks(
       x,
       rope,
-      jnp.asarray(layout.set_ids),
+      layout.set_ids,
       key_valid=valid,
       cond=vector,
       deterministic=deterministic,
+      padding=(layout.prefix_len, layout.set0_len),
     )
     hidden = self.decoder.final_norm(pre_norm, vector)
-    logits = self.decoder.logits(hidden[:, layout.logit_index])
+    predictors = layout.predictors(hidden)
     return ScarOutput(
-      logits=logits,
+      logits=self.decoder.logits(predictors) if with_logits else None,
+      predictors=predictors,
       targets=self.order.targets(tokens, perm),
       hidden=hidden,
       restored=set0.restored,

@@ -79,24 +79,24 @@ class TextEmbedder(nn.Module):
     cfg, D = self.cfg, self.width
     normal = nn.initializers.normal(0.02)
     if cfg.kind == 'label':
-      init = annotated(normal, None, 'embed')
+      init = annotated(normal, None, 'table')
       self.table = self.param('table', init, (cfg.classes + 1, D))
       return
     if cfg.kind == 'byte':
       self.encoder = T5Encoder(cfg.encoder, name='encoder')
-    self.fc1 = self._dense(normal, 'fc1')
-    self.fc2 = self._dense(normal, 'fc2')
+    self.fc1 = self._dense(normal, 'fc1', 'embed', 'mlp')
+    self.fc2 = self._dense(normal, 'fc2', 'mlp', 'embed')
     null = nn.initializers.normal(cfg.features**-0.5)
     self.null_text = self.param(
       'null_text', annotated(null, None, None), (cfg.length, cfg.features)
     )
 
-  def _dense(self, init, name: str) -> nn.Dense:
+  def _dense(self, init, name: str, *axes: str) -> nn.Dense:
     return nn.Dense(
       self.width,
       use_bias=False,
       dtype=self.cfg.dtype,
-      kernel_init=annotated(init, 'embed', None),
+      kernel_init=annotated(init, *axes),
       name=name,
     )
 

@@ -200,6 +200,13 @@ class Layout:
     """RoPE coordinates of target inputs, the prefix's offset included."""
     return inputs.positions + np.asarray(self.origin, np.float32)
 
+  def predictors(self, hidden: Float[Array, 'B L D']) -> Float[Array, 'B N D']:
+    """States that predict the targets, in target order."""
+    first, last = int(self.logit_index[0]), int(self.logit_index[-1])
+    if np.array_equal(self.logit_index, np.arange(first, last + 1)):
+      return hidden[:, first : last + 1]  # a slice, not a gather
+    return hidden[:, self.logit_index]
+
 
 def _checked(name: str, value: str, accepted: tuple[str, ...]) -> None:
   if value not in accepted:

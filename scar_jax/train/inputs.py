@@ -19,6 +19,7 @@ from scar_jax import config as config_lib
 from scar_jax import sharding
 from scar_jax.artifacts import load_artifact
 from scar_jax.config import Config
+from scar_jax.models.decoder import decoder_size
 from scar_jax.train import tasks
 from scar_jax.train.metrics import write_json
 from scar_jax.types import Batch
@@ -31,7 +32,8 @@ def check_run(config: Config, mesh: Mesh) -> None:
   """Refuses what cannot work on these devices, before anything is built.
 
   Raises:
-    ValueError: a batch, accumulation or host count that does not divide.
+    ValueError: a batch, accumulation, host count or tensor axis that does not
+      divide.
   """
   hosts = jax.process_count()
   ways = sharding.batch_ways(mesh)
@@ -42,8 +44,8 @@ def check_run(config: Config, mesh: Mesh) -> None:
     'batch %d = %d rows x %d devices x %d microbatches',
     *(config.data.batch, rows, ways, config.train.accum),
   )
-  heads = getattr(config.model, 'heads', 0)
-  if heads:
+  if config.task == 'scar':
+    heads = config.model.heads or decoder_size(config.model.size).heads
     config_lib.check_tensor_axis(mesh.shape['tensor'], heads)
 
 

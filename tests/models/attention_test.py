@@ -63,12 +63,6 @@ def test_attention_dropout_needs_a_key():
   assert np.abs(dropped - plain).max() > 0.01
 
 
-def test_an_unknown_backend_is_refused():
-  q, k, v = _qkv()
-  with pytest.raises(ValueError, match=r"backend 'x'; accepted: xla"):
-    attend(q, k, v, np.ones((1, 3, 4), bool), backend='x')
-
-
 def test_unwritten_slots_are_never_seen():
   cache = empty_cache(1, 2, 6, 2, 4, 'float32')
   assert cache.set_ids.tolist() == [UNWRITTEN] * 6

@@ -133,6 +133,7 @@ def test_scan_unroll_and_remat_give_equal_outputs_and_gradients(c2i):
     {'remat': 'full'},
     {'remat': 'dots'},
     {'remat': 'dots_no_batch'},
+    {'remat': 'attention'},
     {'remat': 'full', 'scan': False},
   ):
     jax.tree.map(
@@ -265,7 +266,7 @@ def test_the_name_table_works_in_reverse(c2i):
     ({'heads': 5}, r'heads=5 does not divide width=64; accepted: \[1, 2, 4'),
     ({'remat': 'some'}, r"remat='some'; accepted: none, full, dots"),
     ({'block': 'gpt'}, r"block='gpt'; accepted: llama, adaln"),
-    ({'attention': 'x'}, r"attention='x'; accepted: xla"),
+    ({'attention': 'x'}, r"attention='x'; accepted: auto, xla, splash"),
     ({'layers': 0}, r'layers=0; accepted: 1 or more'),
     ({'drop_path': 1.0}, r'drop_path=1.0; accepted: 0 to below 1'),
   ],

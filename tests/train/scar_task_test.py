@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,42 @@ def test_invalid_rows_carry_no_loss(run):
   for name, value in metrics.items():
     if name != 'target_std':  # the mean it is taken from sees all rows
       np.testing.assert_allclose(same_metrics[name], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize('order', ['raster', 'scale'])
+def test_a_chunked_loss_is_the_same_loss(order):
+  artifacts, batch = frozen_artifacts(order), scar_batch()
+  batch['valid'] = jnp.array([True, False])
+
+  def run(chunk):
+    task = make_task(
+      scar_config(order__name=order, loss__chunk=chunk), artifacts
+    )
+    params = _params(task, batch)
+    grad = jax.value_and_grad(
+      lambda p: task.loss(p, {}, task.frozen, batch, jax.random.key(0), True),
+      has_aux=True,
+    )
+    return jax.jit(grad)(params)
+
+  compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  jax.tree.map(compare, run(3), run(0))
+
+
+def test_frozen_networks_take_another_type(artifacts):
+  plain = make_task(scar_config(), artifacts)
+  task = make_task(scar_config(encoder__dtype='bfloat16'), artifacts)
+  kept, narrow = task.frozen['tokenizer'], task.frozen['encoder']
+  assert {x.dtype for x in jax.tree.leaves(kept)} == {jnp.float32}
+  assert {x.dtype for x in jax.tree.leaves(narrow)} == {jnp.bfloat16}
+  assert task.parts.encoder.cfg.dtype == 'bfloat16'
+  batch = scar_batch()
+  ours = task.parts.conditions(task.frozen, batch)[0].features
+  full = plain.parts.conditions(plain.frozen, batch)[0].features
+  assert ours.dtype == jnp.float32
+  assert 0 < np.abs(ours - full).max() < 0.1 * np.abs(full).max()
+  # The exported model remembers it.
+  assert task.artifact({}, {})[1].encoder_dtype == 'bfloat16'
 
 
 def test_fixed_null_conditions_are_not_optimised(artifacts):

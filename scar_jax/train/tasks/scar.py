@@ -71,9 +71,14 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
     tokenizer=config.tokenizer.artifact,
     encoder=config.encoder.artifact,
     text_encoder=config.text.artifact,
+    encoder_dtype=config.encoder.dtype,
+    text_dtype=config.text.dtype,
     batch=config.sample.batch,
   )
-  used = {name: _needed(artifacts, name) for name in editor.needs}
+  used = {
+    name: editor.retyped(name, _needed(artifacts, name))
+    for name in editor.needs
+  }
   return ScarTask(
     editor,
     used,
@@ -120,6 +125,8 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
     drop_path=model.drop_path,
     remat=model.remat,
     scan=model.scan,
+    attention=model.attention,
+    shard_length=model.shard_length,
     dtype=model.dtype,
     **sizes,
   )
@@ -256,14 +263,24 @@ class ScarTask:
       deterministic=not train,
       accumulate=self.parts.accumulate(frozen),
       seen=seen,
+      with_logits=not weights.chunk,
       rngs=rngs,
     )
-    loss, metrics = objectives.cross_entropy(out.logits, out.targets, valid)
+    if weights.chunk:
+      tokenwise = objectives.chunked_token_losses(
+        out.predictors,
+        params['decoder']['head'],
+        out.targets,
+        weights.chunk,
+        cfg.decoder.head_dtype,
+      )
+    else:
+      tokenwise = objectives.token_losses(out.logits, out.targets)
+    loss, metrics = objectives.mean_losses(tokenwise, valid)
     if cfg.order == 'scale':
       last = -(cfg.patch_nums[-1] ** 2)
-      _, tail = objectives.cross_entropy(
-        out.logits[:, last:], out.targets[:, last:], valid
-      )
+      tail = jax.tree.map(lambda x: x[:, last:], tokenwise)
+      _, tail = objectives.mean_losses(tail, valid)
       metrics |= {f'{k}_last': tail[k] for k in ('ce', 'accuracy')}
     if weights.pres and out.restored is not None:
       pres = objectives.preservation(out.restored, cond.features, valid)
