@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from scar_jax.config import default_config
 from scar_jax.config_values import nearest, read_value
+from scar_jax.orders.scale import scale_sides
 
 
 def parse_arg(
@@ -144,14 +145,6 @@ def stage_config(
   if given.smoke:
     smoke(config)
   return config
-
-
-def scale_sides(grid: int) -> tuple[int, ...]:
-  """1, 2, 3, 4, 6, 9, 13, ... up to `grid`, much as VAR's at 512 pixels."""
-  sides = [1]
-  while sides[-1] < grid:
-    sides.append(min(max(sides[-1] + 1, round(1.45 * sides[-1])), grid))
-  return tuple(sides)
 
 
 def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:

@@ -89,6 +89,7 @@ class ArtifactRef:
 class OrderConfig:
   name: str = choice('raster', 'raster', 'scale', 'random')
   num_sets: int = number(8, 1)  # random order: sets of a sampling run
+  train_sets: tuple[int, ...] = ()  # one drawn per step; () is num_sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,7 @@ class PrefixSection:
   norm: str = 'none'  # of the compressed features
   mask: str = choice('bidirectional', 'bidirectional', 'causal')
   rope: str = choice('offset_p', 'offset_p', 'offset_g', 'aligned', 'none')
+  ada: str = choice('class', 'class', 'null')  # scale order: who modulates it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,15 +164,6 @@ def _tokenizer(module):
   return check(module.get_config('tokenizer'))
 
 
-def test_sides_of_scales_grow_to_the_grid():
-  assert common.scale_sides(16) == (1, 2, 3, 4, 6, 9, 13, 16)
-  for grid in range(1, 40):
-    sides = common.scale_sides(grid)
-    assert sides[0] == 1
-    assert sides[-1] == grid
-    assert list(sides) == sorted(set(sides))
-
-
 @pytest.mark.parametrize('module', [openmoji, scenes])
 def test_no_instruction_of_the_embedded_data_is_cut(module):
   config = check(module.get_config('edit'))

@@ -25,7 +25,7 @@ from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.models.text_embedder import TextCondition
 from scar_jax.models.tokenizers.msvq import MSVQConfig, MSVQModel, accumulator
-from scar_jax.orders.scale import PATCH_NUMS
+from scar_jax.orders.scale import scale_sides
 from scar_jax.sampling import generate, split_scales
 from scar_jax.sampling_steps import sampling_order
 from scar_jax.sharding import unbox
@@ -91,15 +91,6 @@ def _config(order: str, decoder: DecoderConfig, side: int) -> ScarConfig:
     num_sets=1,
     patch_nums=sides,
   )
-
-
-def scale_sides(side: int) -> tuple[int, ...]:
-  """VAR's scales for a grid of `side`, or scales in the same proportion."""
-  for sides in PATCH_NUMS.values():
-    if sides[-1] == side:
-      return sides
-  base = PATCH_NUMS[256]
-  return tuple(sorted({max(1, round(p * side / base[-1])) for p in base}))
 
 
 def _sampling(cfg: ScarConfig, sampler: SamplerConfig, batch: int) -> Any:
