@@ -83,9 +83,6 @@ def smoke(config: ConfigDict, steps: int = 20) -> ConfigDict:
   return config
 
 
-STAGES = ('tokenizer', 'encoder', 'edit', 'control')
-
-
 def stage_config(
   arg: str | None,
   source: str,
@@ -95,12 +92,13 @@ def stage_config(
   patch: int = 4,
   text: int = 40,
   steps: int = 1400,
+  classes: int = 0,
 ) -> ConfigDict:
-  """The three stages of a small embedded data set.
+  """The stages of a small embedded data set.
 
-  Words of `arg`: a stage; `smoke` and `full`; `order=`, `size=`, `res=`;
-  `patch=` pixels of a token; `no_source` and `no_text` take that condition
-  away.
+  Words of `arg`: a stage, one of `kinds`; `smoke` and `full`; `order=`, `size=`,
+  `res=`; `patch=` pixels of a token; `no_source` and `no_text` take that
+  condition away.
 
   Args:
     arg: see `parse_arg`.
@@ -111,10 +109,11 @@ def stage_config(
     patch: pixels of a token.
     text: bytes of the longest instruction, its end mark included.
     steps: of SCAR.
+    classes: of the stage 'class', whose text is a class.
   """
   given = parse_arg(
     arg,
-    STAGES,
+    tuple(kinds),
     smoke=False,
     full=False,
     no_source=False,
@@ -128,7 +127,7 @@ def stage_config(
   data = dict(
     source=source,
     kind=kinds[stage],
-    batch=16 if stage in ('edit', 'control') else 32,
+    batch=32 if stage in ('tokenizer', 'encoder') else 16,
     image_size=given.res,
   )
   if stage == 'tokenizer':
@@ -139,6 +138,8 @@ def stage_config(
     config = _scar(data, given)
     config.text.length = text
     config.train.steps = steps
+    if stage == 'class' and not given.no_text:
+      config.text.update(dict(kind='label', classes=classes))
   if given.full:
     config.train.steps *= 10
     config.train.save_every *= 4

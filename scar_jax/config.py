@@ -29,6 +29,10 @@ class DataConfig:
   source: str = 'openmoji'  # name of a module in scar_jax/data/sources
   kind: str = 'edit'  # what a record is, in the words of the source
   path: str = ''  # file or folder of the source; '' is its embedded data
+  # Maps that become the condition, see data.controls.KINDS; one is drawn for
+  # each record. () keeps what the source gives.
+  control: tuple[str, ...] = ()
+  control_path: str = ''  # folder of maps, one folder in it for each kind
   split: str = 'train'  # which part of the source to train on
   batch: int = number(64, 1)  # global batch: images per optimiser step
   image_size: int = number(32, 1)  # pixels, square

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import common, openmoji, scenes
+from configs import openmoji, scenes
 from scar_jax import config as config_lib
 from scar_jax.config import batch_per_device, check, default_config
 from scar_jax.config_values import read_value
@@ -134,8 +134,10 @@ def test_differences_name_both_values():
   ]
 
 
-@pytest.mark.parametrize('module', [openmoji, scenes])
-@pytest.mark.parametrize('stage', common.STAGES)
+@pytest.mark.parametrize(
+  ('module', 'stage'),
+  [(module, stage) for module in (openmoji, scenes) for stage in module.KINDS],
+)
 def test_every_word_of_the_config_files_is_a_valid_config(module, stage):
   seen = set()
   switches = 'smoke', 'full', 'no_source', 'no_text'

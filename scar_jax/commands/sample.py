@@ -3,7 +3,8 @@
 In: lines such as `{"id": "a", "image": "in.png", "prompt": "dark skin",
 "seed": 3}`; every field may be absent, paths are relative to the file. A `mask`
 (white is drawn anew) needs a model of the random order. Out: `<id>.png` for
-each, and `failed.jsonl` with the lines that could not be made. What is already there is not made again, so a killed job goes on.
+each, and `failed.jsonl` with the lines that could not be made. What is already
+there is not made again, so a killed job goes on.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 from scar_jax.config_values import nearest
+from scar_jax.data.controls import Controlled
 from scar_jax.data.records import Source
 
 NAMES = ('openmoji', 'scenes', 'folder')
@@ -31,4 +32,7 @@ def make_source(data_cfg: Any, split: str | None = None) -> Source:
       f'{nearest(str(name), NAMES)}'
     )
   module = importlib.import_module(f'{__name__}.{name}')
-  return module.make(data_cfg, data_cfg.split if split is None else split)
+  source = module.make(data_cfg, data_cfg.split if split is None else split)
+  if not data_cfg.control:
+    return source
+  return Controlled(source, data_cfg.control, data_cfg.control_path)
