@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from scar_jax.config import default_config
 from scar_jax.config_values import nearest, read_value
+from scar_jax.models.decoder import decoder_size
 from scar_jax.orders.scale import scale_sides
 
 
@@ -96,9 +97,9 @@ def stage_config(
 ) -> ConfigDict:
   """The stages of a small embedded data set.
 
-  Words of `arg`: a stage, one of `kinds`; `smoke` and `full`; `order=`, `size=`,
-  `res=`; `patch=` pixels of a token; `no_source` and `no_text` take that
-  condition away.
+  Words of `arg`: a stage, one of `kinds`; `smoke` and `full`; `order=`,
+  `size=`, `res=`; `patch=` pixels of a token; `no_source` and `no_text` take
+  that condition away.
 
   Args:
     arg: see `parse_arg`.
@@ -221,3 +222,26 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     config.text.kind = 'none'
     config.sample.guidance = 1.0
   return config
+
+
+def paper_model(size: str) -> dict[str, Any]:
+  """Section `model` of a published size, with the dropouts it came with."""
+  decoder = decoder_size(size)
+  return dict(
+    size=size,
+    resid_dropout=decoder.resid_dropout,
+    ffn_dropout=decoder.ffn_dropout,
+    drop_path=decoder.drop_path,
+    token_dropout=0.0 if decoder.block == 'adaln' else 0.1,
+    remat='full',
+    dtype='bfloat16',
+  )
+
+
+def smoke_model(config: ConfigDict) -> ConfigDict:
+  """A recipe of a large model in small: it runs on a laptop, in 32 pixels."""
+  config.model.update(dict(size='tiny', dtype='float32', remat='none'))
+  config.data.update(dict(image_size=32, workers=0))
+  config.text.rope = 'identity'  # its heads are too narrow to go without
+  config.sample.top_k = 0
+  return smoke(config)

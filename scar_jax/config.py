@@ -36,6 +36,7 @@ class DataConfig:
   split: str = 'train'  # which part of the source to train on
   batch: int = number(64, 1)  # global batch: images per optimiser step
   image_size: int = number(32, 1)  # pixels, square
+  crop_ratio: float = number(1.0, 1.0)  # resized to so much more, then cropped
   augment: bool = True  # random placement, mirroring, recolouring
   workers: int = number(0, 0)  # loader processes per host; 0 is in-process
   strict: bool = False  # stop at the first bad record

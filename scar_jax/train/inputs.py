@@ -80,6 +80,7 @@ def make_loader(config: Config, workdir: pathlib.Path) -> Any:
     config.seed,
     train=True,
     augment=data.augment,
+    crop_ratio=data.crop_ratio,
     classes=text.classes if text is not None and text.kind == 'label' else 0,
     process_index=jax.process_index(),
     process_count=jax.process_count(),

@@ -187,6 +187,11 @@ class ScarTask:
   """Joint training of compressor, text and decoder; see `tasks.Task`."""
 
   name = 'scar'
+  # What SCAR adds to a LlamaGen or a VAR, and the random order to a raster one.
+  new = (
+    *('prefix/', 'null_prefix', 'query'),
+    *('scale/prefix_', 'scale/text_', 'scale/pooled'),
+  )
 
   def __init__(
     self,
