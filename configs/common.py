@@ -242,6 +242,6 @@ def smoke_model(config: ConfigDict) -> ConfigDict:
   """A recipe of a large model in small: it runs on a laptop, in 32 pixels."""
   config.model.update(dict(size='tiny', dtype='float32', remat='none'))
   config.data.update(dict(image_size=32, workers=0))
-  config.text.rope = 'identity'  # its heads are too narrow to go without
+  config.text.rope = 'identity'  # from scratch
   config.sample.top_k = 0
   return smoke(config)

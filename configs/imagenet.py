@@ -9,16 +9,16 @@
     --config.encoder.artifact=artifacts/dinov2_b
 
 Words after the colon: `size=L` (LlamaGen, next token) or `size=d16`, `d20`,
-`d24`, `d30` (VAR, next scale); `order=random` with a LlamaGen; `control=` canny,
-lineart, hed, sketch or depth, or several with +, of which each record draws one;
-`source=imagefolder` (a folder for each class), `tfds`, or `scenes` for a try
-without data; `smoke`: 20 steps of a tiny model. Canny and line art are drawn
-while training, the others come from `scar controls`.
+`d24`, `d30` (VAR, next scale); `order=random` with a LlamaGen; `control=`
+canny, lineart, hed, sketch or depth, or several with +, of which each record
+draws one; `source=imagefolder` (a folder for each class), `tfds`, or `scenes`
+for a try without data; `smoke`: 20 steps of a tiny model. Canny and line art
+are drawn while training, the others come from `scar controls`.
 
 Data: ILSVRC 2012 (150 GB, image-net.org). Weights: LlamaGen's `c2i_L_256.pt`
 and `vq_ds16_c2i.pt`, or VAR's `var_d20.pth` and `vae_ch160v4096z32.pth`, and
-DINOv2 B/14, each through `scar convert`. Settings are those of method 8; the
-paper used 8 GPUs. Its FID of size=L and d20: canny 2.69 and 1.97, depth 2.50
+DINOv2 B/14, each through `scar convert` (DINOv2 with --image_size=224
+--features=last4). Settings are those of method 8; the paper used 8 GPUs. Its FID of size=L and d20: canny 2.69 and 1.97, depth 2.50
 and 3.29, HED 2.67 and 1.51, sketch 3.04 and 3.39. Not trained here.
 """
 

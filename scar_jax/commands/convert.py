@@ -30,6 +30,7 @@ _TEXTS = {
   'json': 'File for the report.',
   'part': 'Of CLIP: vision, text or both; vision by default.',
   'normalize': 'Of the pixels that a ViT sees: pm1, imagenet or clip.',
+  'features': 'Of DINOv2: last or last4, the two of the paper; last by default.',
   'tokenizer': 'Artifact to record in a model as its tokenizer.',
   'encoder': 'Artifact to record in a model as its encoder.',
   'text': 'Artifact to record in a model as its T5.',
@@ -38,7 +39,7 @@ _TABLE_WIDTH = 110
 # Keywords of the families' `detect`: what no tensor shows.
 _HINTS = (
   *('heads', 'head_dim', 'text_heads', 'image_size', 'patch_nums'),
-  *('part', 'normalize', 'layers'),
+  *('part', 'normalize', 'layers', 'features'),
   *('tokenizer', 'encoder', 'text'),
 )
 
