@@ -18,8 +18,9 @@ are drawn while training, the others come from `scar controls`.
 Data: ILSVRC 2012 (150 GB, image-net.org). Weights: LlamaGen's `c2i_L_256.pt`
 and `vq_ds16_c2i.pt`, or VAR's `var_d20.pth` and `vae_ch160v4096z32.pth`, and
 DINOv2 B/14, each through `scar convert` (DINOv2 with --image_size=224
---features=last4). Settings are those of method 8; the paper used 8 GPUs. Its FID of size=L and d20: canny 2.69 and 1.97, depth 2.50
-and 3.29, HED 2.67 and 1.51, sketch 3.04 and 3.39. Not trained here.
+--features=last4). Settings are those of method 8; the paper used 8 GPUs. Its
+FID of size=L and d20: canny 2.69 and 1.97, depth 2.50 and 3.29, HED 2.67 and
+1.51, sketch 3.04 and 3.39. Not trained here.
 """
 
 from configs import common

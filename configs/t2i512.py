@@ -13,9 +13,10 @@ LlamaGen; `smoke`: 20 steps of a tiny model.
 
 Data: MultiGen-20M, about 2.8 million pictures with maps and captions (JSON and
 folders, see the source `multigen`). Weights: LlamaGen's `t2i_XL_stage2_512.pt`
-and `vq_ds16_t2i.pt`, DINOv2 B/14 and flan-T5-XL, each through `scar convert` (DINOv2 with
---image_size=448 --features=last4). Settings are those of method 8; the paper used 8 GPUs for 4 epochs. Its FID:
-depth 13.77, HED 8.41, canny 10.82, line art 8.91. Not trained here.
+and `vq_ds16_t2i.pt`, DINOv2 B/14 and flan-T5-XL, each through `scar convert`
+(DINOv2 with --image_size=448 --features=last4). Settings are those of method
+8; the paper used 8 GPUs for 4 epochs. Its FID: depth 13.77, HED 8.41, canny
+10.82, line art 8.91. Not trained here.
 """
 
 from configs import common

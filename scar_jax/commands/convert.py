@@ -30,7 +30,7 @@ _TEXTS = {
   'json': 'File for the report.',
   'part': 'Of CLIP: vision, text or both; vision by default.',
   'normalize': 'Of the pixels that a ViT sees: pm1, imagenet or clip.',
-  'features': 'Of DINOv2: last or last4, the two of the paper; last by default.',
+  'features': 'What a DINOv2 gives: last or last4; last by default.',
   'tokenizer': 'Artifact to record in a model as its tokenizer.',
   'encoder': 'Artifact to record in a model as its encoder.',
   'text': 'Artifact to record in a model as its T5.',
