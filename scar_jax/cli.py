@@ -22,6 +22,7 @@ COMMANDS = {
   'eval': 'score a trained model on held-out data',
   'bench': 'measure speed on this machine',
   'convert': 'turn a public checkpoint into an artifact, or back',
+  'controls': 'make control maps of the pictures of a folder or a data set',
 }
 
 

@@ -109,23 +109,20 @@ def _sampling(cfg: ScarConfig, sampler: SamplerConfig, batch: int) -> Any:
     images = jnp.zeros((1, size, size, 3))
     add = accumulator(tokenizer, _random(MSVQModel(tokenizer), images))
   cond = empty_conditions(cfg, batch)
+  seeds = jnp.arange(batch, dtype=jnp.uint32)
   tokens = jnp.zeros((batch, cfg.make_order().num_targets), jnp.int32)
   params = _random(model, tokens, cond, accumulate=add)
   scales, settings = split_scales(sampler)
 
   @jax.jit
-  def sample(params, seeds):
-    return generate(
-      model,
-      {'params': params},
-      cond,
-      seeds,
-      scales,
-      settings,
-      accumulate=add,
-    ).tokens
+  def sample(params, cond, seeds, scales, add):
+    # Arguments, all of them: nothing may be computed at compile time.
+    made = generate(
+      model, {'params': params}, cond, seeds, scales, settings, accumulate=add
+    )
+    return made.tokens, made.latent
 
-  return functools.partial(sample, params, jnp.arange(batch, dtype=jnp.uint32))
+  return functools.partial(sample, params, cond, seeds, scales, add)
 
 
 def _random(module: Any, *args: Any, **kwargs: Any) -> PyTree:

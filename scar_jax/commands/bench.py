@@ -17,7 +17,10 @@ EXAMPLE = 'scar bench orders --json=orders.json'
 WITH_CONFIG = False
 POSITIONAL = 'name'
 # Name -> what it measures; the module is scar_jax/bench/<name>.py.
-BENCHES = {'orders': 'steps and seconds per image of each order'}
+BENCHES = {
+  'orders': 'steps and seconds per image of each order',
+  'trained': 'accuracy and seconds per image of trained models',
+}
 
 
 def define(values: flags.FlagValues) -> None:
@@ -31,6 +34,10 @@ def define(values: flags.FlagValues) -> None:
   )  # fmt: skip
   flags.DEFINE_enum(
     'dtype', 'float32', ('float32', 'bfloat16'), 'Of matrix products.',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_list(
+    'workdirs', [], 'Of trained: OUT directories of quickstarts, with commas.',
     flag_values=values,
   )  # fmt: skip
   flags.DEFINE_list(

@@ -122,7 +122,7 @@ def thresholds(rng: np.random.Generator | None) -> dict[str, int]:
 
 
 def line_art(
-  image: UInt8[np.ndarray, 'H W 3'], width: float = 1.0, strength: float = 12.0
+  image: UInt8[np.ndarray, 'H W 3'], width: float = 1.5, strength: float = 20.0
 ) -> UInt8[np.ndarray, 'H W 3']:
   """Soft white lines on black where a picture is darker than around.
 
@@ -144,7 +144,7 @@ def line_art(
     for sigma in (width, 1.6 * width)
   )
   # The first levels are noise and slow shading.
-  lines = np.clip(strength * (far - near - 1.0), 0, 255)
+  lines = np.clip(strength * (far - near - 2.0), 0, 255)
   return np.repeat(np.rint(lines).astype(np.uint8)[..., None], 3, axis=-1)
 
 
