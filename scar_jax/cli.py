@@ -23,6 +23,7 @@ COMMANDS = {
   'data': 'look at a data set: counts, sizes, bad records, pictures',
   'bench': 'measure speed on this machine',
   'convert': 'turn a public checkpoint into an artifact, or back',
+  'controls': 'make control maps of the pictures of a folder or a data set',
 }
 
 

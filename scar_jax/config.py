@@ -40,6 +40,10 @@ class DataConfig:
   source: str = 'openmoji'  # name of a module in scar_jax/data/sources
   kind: str = 'edit'  # what a record is, in the words of the source
   path: str = ''  # file or folder of the source; '' is its embedded data
+  # Maps that become the condition, see data.controls.KINDS; one is drawn for
+  # each record. () keeps what the source gives.
+  control: tuple[str, ...] = ()
+  control_path: str = ''  # folder of maps, one folder in it for each kind
   split: str = 'train'  # which part of the source to train on
   mixture: tuple[MixtureConfig, ...] = ()  # several sources in place of one
   columns: tuple[tuple[str, str], ...] = ()  # role=name of a field, see fields
@@ -50,7 +54,7 @@ class DataConfig:
   batch: int = number(64, 1)  # global batch: images per optimiser step
   image_size: int = number(32, 1)  # pixels, square
   fit: str = choice('crop', *FITS)
-  crop_ratio: float = number(1.0, 1.0)  # shorter side before the crop
+  crop_ratio: float = number(1.0, 1.0)  # resized to so much more, then cropped
   flip: float = number(0.0, 0.0, 1.0)  # chance that a record is mirrored
   augment: bool = True  # random placement, mirroring, recolouring
   workers: int = number(0, 0)  # loader processes per host; 0 is in-process
@@ -114,6 +118,7 @@ class EncoderRef(ArtifactRef):
 class OrderConfig:
   name: str = choice('raster', 'raster', 'scale', 'random')
   num_sets: int = number(8, 1)  # random order: sets of a sampling run
+  train_sets: tuple[int, ...] = ()  # one drawn per step; () is num_sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +132,7 @@ class PrefixSection:
   norm: str = 'none'  # of the compressed features
   mask: str = choice('bidirectional', 'bidirectional', 'causal')
   rope: str = choice('offset_p', 'offset_p', 'offset_g', 'aligned', 'none')
+  ada: str = choice('class', 'class', 'null')  # scale order: who modulates it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,7 +146,7 @@ class Editor:
     images: ImageLike | Sequence[ImageLike] | None = None,
     prompts: str | Sequence[str | None] | None = None,
     *,
-    labels: Sequence[int] | None = None,
+    labels: int | Sequence[int] | None = None,
     masks: ImageLike | Sequence[ImageLike] | None = None,
     guidance: float | None = None,
     guidance_image: float | None = None,
@@ -167,7 +167,8 @@ class Editor:
         size. None for a model without a prefix.
       prompts: one for each picture, or one for all; '' or None is the null
         text. None for a model without text.
-      labels: class ids, for a class-conditional model.
+      labels: class ids, one for each picture or one for all, of a model with
+        classes; a number alone is that class.
       masks: for inpainting with the random order, one for each picture or one
         for all, of its size: white is drawn anew, black is kept exactly.
       guidance: strength on text; 1 is off.
@@ -189,10 +190,12 @@ class Editor:
     """
     pictures = _listed(images, _SINGLE)
     texts = _listed(prompts, (str,))
-    count = max(len(pictures), len(texts), len(labels or ()))
+    numbers = _listed(labels, (int, np.integer))
+    count = max(len(pictures), len(texts), len(numbers))
     pictures = self._spread('images', pictures, count)
     texts = self._spread('prompts', texts, count)
-    classes = self._spread('labels', list(labels or ()), count)
+    classes = self._spread('labels', numbers, count)
+    self._check_labels(classes)
     seeds = _seeds(seed, count)
     run, cfg = self._sampler(
       guidance=guidance,
@@ -279,6 +282,16 @@ class Editor:
       numbers = [classes[i] for i in rows]
       batch['label'] = np.asarray([numbers[i] for i in padded], np.int32)
     return jax.tree.map(jnp.asarray, batch), boxes
+
+  def _check_labels(self, classes: Sequence[Any]) -> None:
+    most = self.cfg.model.text.classes
+    for i, label in enumerate(classes):
+      whole = isinstance(label, int | np.integer) and label is not True
+      if not whole or not 0 <= label < most:
+        raise ValueError(
+          f'label {i} is {label!r}; accepted: whole numbers from 0 to '
+          f'{most - 1}, the classes of the model'
+        )
 
   def _spread(self, name: str, values: list, count: int) -> list:
     """One value for each request; none where the model takes none."""

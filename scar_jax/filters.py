@@ -121,7 +121,7 @@ def filter_logits(
   if cfg.rule == 'llamagen':
     if cfg.top_p < 1:
       logits = jnp.where(_head(logits, cfg.top_p), logits, -jnp.inf)
-  elif cfg.top_p > 0:
+  elif 0 < cfg.top_p < 1:
     logits = jnp.where(_without_tail(logits, cfg.top_p), logits, -jnp.inf)
   return logits
 

@@ -99,6 +99,8 @@ class EditorConfig:
 
 # How guidance grows over the sets where the config does not say.
 _RAMPS = {'scale': 'sets'}
+# And which top-p rule its reference has.
+_RULES = {'scale': 'var'}
 
 
 def sampler_config(section: Any, order: str = 'raster') -> SamplerConfig:
@@ -116,6 +118,7 @@ def sampler_config(section: Any, order: str = 'raster') -> SamplerConfig:
     temperature=section.temperature,
     top_k=section.top_k,
     top_p=section.top_p,
+    rule=_RULES.get(order, 'llamagen'),
     guidance_mode='text' if image == 1 else 'image_text',
     guidance=float(section.guidance),
     guidance_image=image,

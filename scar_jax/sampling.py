@@ -215,8 +215,13 @@ def generate(
     return order.best_first(state, k, score)
 
   stacked = stack_branches(cond, cfg.guidance_mode)
+  one = model.cfg.one_prefix and cfg.guidance_mode == 'text'
   prefilled: Any = model.apply(
-    variables, stacked, cache_size(length), method='prefill'
+    variables,
+    stacked,
+    cache_size(length),
+    branches if one else 1,
+    method='prefill',
   )
   logits, cache, vector = prefilled
   cache = cache.replace(used=length - order.input_len)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import common, openmoji, scenes
+from configs import imagenet, openmoji, scenes, t2i512
 from scar_jax import config as config_lib
 from scar_jax.config import batch_per_device, check, default_config
 from scar_jax.config_values import read_value
@@ -134,8 +134,10 @@ def test_differences_name_both_values():
   ]
 
 
-@pytest.mark.parametrize('module', [openmoji, scenes])
-@pytest.mark.parametrize('stage', common.STAGES)
+@pytest.mark.parametrize(
+  ('module', 'stage'),
+  [(module, stage) for module in (openmoji, scenes) for stage in module.KINDS],
+)
 def test_every_word_of_the_config_files_is_a_valid_config(module, stage):
   seen = set()
   switches = 'smoke', 'full', 'no_source', 'no_text'
@@ -164,15 +166,6 @@ def _tokenizer(module):
   return check(module.get_config('tokenizer'))
 
 
-def test_sides_of_scales_grow_to_the_grid():
-  assert common.scale_sides(16) == (1, 2, 3, 4, 6, 9, 13, 16)
-  for grid in range(1, 40):
-    sides = common.scale_sides(grid)
-    assert sides[0] == 1
-    assert sides[-1] == grid
-    assert list(sides) == sorted(set(sides))
-
-
 @pytest.mark.parametrize('module', [openmoji, scenes])
 def test_no_instruction_of_the_embedded_data_is_cut(module):
   config = check(module.get_config('edit'))
@@ -198,3 +191,35 @@ def test_wrong_config_arguments_are_named(arg, message):
   with pytest.raises(ValueError) as error:
     openmoji.get_config(arg)
   assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('arg', 'order', 'size', 'drop_path'),
+  [
+    ('', 'raster', 'L', 0.0),
+    ('size=d20,control=depth+hed', 'scale', 'd20', 0.1 * 20 / 24),
+    ('size=d16,smoke', 'scale', 'tiny', 0.1 * 16 / 24),
+    ('order=random', 'random', 'L', 0.0),
+  ],
+)
+def test_the_recipes_of_imagenet(arg, order, size, drop_path):
+  config = check(imagenet.get_config(arg))
+  assert (config.order.name, config.model.size) == (order, size)
+  assert config.model.drop_path == pytest.approx(drop_path)
+  assert config.text.kind == 'label'
+  dropped = 0.0 if order == 'scale' else 0.1
+  assert config.model.resid_dropout == config.model.token_dropout == dropped
+  assert ('hed' in config.data.control) == ('hed' in arg)
+  if 'smoke' not in arg:
+    assert config.train.steps == (50_045 if order == 'scale' else 100_091)
+
+
+def test_the_recipes_of_multigen():
+  for control in t2i512.CONTROLS:
+    config = check(t2i512.get_config(f'control={control},order=random'))
+    assert config.data.kind == control
+    assert config.data.control == ()
+  drawn = check(t2i512.get_config('control=canny,drawn,smoke'))
+  assert drawn.data.control == ('canny',)
+  with pytest.raises(ValueError, match="control='edge'; accepted: depth, hed"):
+    t2i512.get_config('control=edge')

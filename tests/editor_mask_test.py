@@ -1,6 +1,7 @@
 """Inpainting through the editor and `scar edit --mask`."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -129,3 +130,32 @@ def test_the_command_takes_a_mask_and_a_number_of_steps(work, tmp_path, capsys):
   assert main([*words, '--num_sets=17']) == 1
   message = capsys.readouterr().err
   assert 'num_sets=17 for 16 tokens; accepted: 1 to 16' in message
+
+
+def test_requests_may_have_masks(work, tmp_path, capsys):
+  picture, mask = _picture(20, 16), _corner(20, 16)
+  Image.fromarray(picture).save(tmp_path / 'in.png')
+  Image.fromarray(mask).save(tmp_path / 'mask.png')
+  Image.fromarray(mask[:9]).save(tmp_path / 'small.png')
+  rows = [
+    {'id': 'part', 'image': 'in.png', 'mask': 'mask.png', 'seed': 1},
+    {'id': 'whole', 'image': 'in.png', 'seed': 1},
+    {'id': 'alone', 'mask': 'mask.png'},
+    {'id': 'size', 'image': 'in.png', 'mask': 'small.png'},
+    {'id': 'kind', 'image': 'in.png', 'mask': 3},
+  ]
+  file = tmp_path / 'r.jsonl'
+  file.write_text('\n'.join(json.dumps(row) for row in rows))
+  out = tmp_path / 'out'
+  words = [f'--workdir={work}/scar_run', f'--requests={file}', f'--out={out}']
+  assert main(['sample', *words]) == 1
+  message = capsys.readouterr().err
+  assert '3 of 5 requests could not be made' in message
+  assert 'line 3: a mask without an image; accepted: both' in message
+  assert 'a mask of 16x9 pixels for a picture of 16x20' in message
+  assert 'line 5: mask 3; accepted: a path' in message
+  part, whole = (
+    np.asarray(Image.open(out / f'{name}.png')) for name in ('part', 'whole')
+  )
+  np.testing.assert_array_equal(part[~mask], picture[~mask])
+  assert (whole[~mask] != picture[~mask]).any()

@@ -25,7 +25,7 @@ from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.models.text_embedder import TextCondition
 from scar_jax.models.tokenizers.msvq import MSVQConfig, MSVQModel, accumulator
-from scar_jax.orders.scale import PATCH_NUMS
+from scar_jax.orders.scale import scale_sides
 from scar_jax.sampling import generate, split_scales
 from scar_jax.sampling_steps import sampling_order
 from scar_jax.sharding import unbox
@@ -93,15 +93,6 @@ def _config(order: str, decoder: DecoderConfig, side: int) -> ScarConfig:
   )
 
 
-def scale_sides(side: int) -> tuple[int, ...]:
-  """VAR's scales for a grid of `side`, or scales in the same proportion."""
-  for sides in PATCH_NUMS.values():
-    if sides[-1] == side:
-      return sides
-  base = PATCH_NUMS[256]
-  return tuple(sorted({max(1, round(p * side / base[-1])) for p in base}))
-
-
 def _sampling(cfg: ScarConfig, sampler: SamplerConfig, batch: int) -> Any:
   """A function that samples `batch` images."""
   model, add = Scar(cfg), None
@@ -118,23 +109,20 @@ def _sampling(cfg: ScarConfig, sampler: SamplerConfig, batch: int) -> Any:
     images = jnp.zeros((1, size, size, 3))
     add = accumulator(tokenizer, _random(MSVQModel(tokenizer), images))
   cond = empty_conditions(cfg, batch)
+  seeds = jnp.arange(batch, dtype=jnp.uint32)
   tokens = jnp.zeros((batch, cfg.make_order().num_targets), jnp.int32)
   params = _random(model, tokens, cond, accumulate=add)
   scales, settings = split_scales(sampler)
 
   @jax.jit
-  def sample(params, seeds):
-    return generate(
-      model,
-      {'params': params},
-      cond,
-      seeds,
-      scales,
-      settings,
-      accumulate=add,
-    ).tokens
+  def sample(params, cond, seeds, scales, add):
+    # Arguments, all of them: nothing may be computed at compile time.
+    made = generate(
+      model, {'params': params}, cond, seeds, scales, settings, accumulate=add
+    )
+    return made.tokens, made.latent
 
-  return functools.partial(sample, params, jnp.arange(batch, dtype=jnp.uint32))
+  return functools.partial(sample, params, cond, seeds, scales, add)
 
 
 def _random(module: Any, *args: Any, **kwargs: Any) -> PyTree:

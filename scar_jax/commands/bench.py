@@ -21,6 +21,7 @@ BENCHES = {
   'orders': 'steps and seconds per image of each order',
   'data': 'images per second of the input pipeline and of PyTorch',
   'manifests': 'time and memory to open a million records',
+  'trained': 'accuracy and seconds per image of trained models',
 }
 
 
@@ -35,6 +36,10 @@ def define(values: flags.FlagValues) -> None:
   )  # fmt: skip
   flags.DEFINE_enum(
     'dtype', 'float32', ('float32', 'bfloat16'), 'Of matrix products.',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_list(
+    'workdirs', [], 'Of trained: OUT directories of quickstarts, with commas.',
     flag_values=values,
   )  # fmt: skip
   flags.DEFINE_list(

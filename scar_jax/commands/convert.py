@@ -30,6 +30,7 @@ _TEXTS = {
   'json': 'File for the report.',
   'part': 'Of CLIP: vision, text or both; vision by default.',
   'normalize': 'Of the pixels that a ViT sees: pm1, imagenet or clip.',
+  'features': 'What a DINOv2 gives: last or last4; last by default.',
   'tokenizer': 'Artifact to record in a model as its tokenizer.',
   'encoder': 'Artifact to record in a model as its encoder.',
   'text': 'Artifact to record in a model as its T5.',
@@ -38,7 +39,7 @@ _TABLE_WIDTH = 110
 # Keywords of the families' `detect`: what no tensor shows.
 _HINTS = (
   *('heads', 'head_dim', 'text_heads', 'image_size', 'patch_nums'),
-  *('part', 'normalize'),
+  *('part', 'normalize', 'layers', 'features'),
   *('tokenizer', 'encoder', 'text'),
 )
 
@@ -67,6 +68,10 @@ def define(values: flags.FlagValues) -> None:
   flags.DEFINE_list(
     'patch_nums', None, 'Sides of the scales of a VAR tokenizer: 1,2,3,...',
     flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_list(
+    'layers', None, 'Blocks, from 0, that Depth Anything reads; V2\'s by '
+    'default.', flag_values=values,
   )  # fmt: skip
   for name, about in {
     'reverse': 'From an artifact to a reference-named safetensors file.',
@@ -230,14 +235,17 @@ def _free_place(out: pathlib.Path) -> pathlib.Path:
 
 def _numbers(hints: dict[str, Any]) -> dict[str, Any]:
   """The hints, lists of texts turned into numbers."""
-  sides = hints['patch_nums']
-  if sides is None:
-    return hints
-  if not all(side.strip().isdecimal() for side in sides):
-    raise ValueError(
-      f'--patch_nums={",".join(sides)}; accepted: whole numbers with commas'
-    )
-  return hints | {'patch_nums': tuple(int(side) for side in sides)}
+  read = {}
+  for name in ('patch_nums', 'layers'):
+    values = hints[name]
+    if values is None:
+      continue
+    if not all(value.strip().isdecimal() for value in values):
+      raise ValueError(
+        f'--{name}={",".join(values)}; accepted: whole numbers with commas'
+      )
+    read[name] = tuple(int(value) for value in values)
+  return hints | read
 
 
 def _guess(artifact: Any) -> str:

@@ -1,9 +1,10 @@
 """`scar sample`: a JSONL file of requests to a folder of images.
 
 In: lines such as `{"id": "a", "image": "in.png", "prompt": "dark skin",
-"seed": 3}`; every field may be absent, paths are relative to the file. Out:
-`<id>.png` for each, and `failed.jsonl` with the lines that could not be made.
-What is already there is not made again, so a killed job goes on.
+"seed": 3}`; every field may be absent, paths are relative to the file. A `mask`
+(white is drawn anew) needs a model of the random order. Out: `<id>.png` for
+each, and `failed.jsonl` with the lines that could not be made. What is already
+there is not made again, so a killed job goes on.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ EXAMPLE = (
   'scar sample --workdir=runs/edit --requests=requests.jsonl --out=images'
 )
 WITH_CONFIG = False
-_FIELDS = ('id', 'image', 'prompt', 'label', 'seed')
+_FIELDS = ('id', 'image', 'mask', 'prompt', 'label', 'seed')
 
 
 def define(values: flags.FlagValues) -> None:
@@ -42,6 +43,7 @@ class Request:
 
   name: str
   picture: np.ndarray | None
+  mask: np.ndarray | None
   prompt: str | None
   label: int | None
   seed: int
@@ -96,20 +98,25 @@ def _make(editor: Any, left: list[Request], out: pathlib.Path, settings: Any):
   starts = range(0, len(left), size)
   for start in track(starts, 'sampling', disable=not left, transient=True):
     some = left[start : start + size]
-    pictures = [r.picture for r in some]
-    labels = [r.label for r in some]
-    images = editor(
-      None if any(p is None for p in pictures) else pictures,
-      [r.prompt for r in some],
-      labels=None if any(x is None for x in labels) else labels,
-      seed=[r.seed for r in some],
-      **settings,
-    )
-    for request, image in zip(some, images, strict=True):
-      write_atomic(
-        out / f'{request.name}.png',
-        lambda file, image=image: image.save(file, format='PNG'),
+    for masked in (False, True):
+      group = [r for r in some if (r.mask is not None) == masked]
+      if not group:
+        continue
+      pictures = [r.picture for r in group]
+      labels = [r.label for r in group]
+      images = editor(
+        None if any(p is None for p in pictures) else pictures,
+        [r.prompt for r in group],
+        labels=None if any(x is None for x in labels) else labels,
+        masks=[r.mask for r in group] if masked else None,
+        seed=[r.seed for r in group],
+        **settings,
       )
+      for request, image in zip(group, images, strict=True):
+        write_atomic(
+          out / f'{request.name}.png',
+          lambda file, image=image: image.save(file, format='PNG'),
+        )
 
 
 def _same_settings(path: pathlib.Path, used: dict[str, Any]) -> None:
@@ -173,6 +180,7 @@ def _request(
   row: dict[str, Any], key: str, number: int, home: pathlib.Path, seed: int
 ) -> Request:
   from scar_jax.config_values import nearest
+  from scar_jax.data.masks import decode_mask
   from scar_jax.data.records import RecordError
   from scar_jax.data.text import checked_text
   from scar_jax.data.transforms import decode
@@ -197,17 +205,23 @@ def _request(
         key, f'{field} {value!r:.60}; accepted: a whole number, 0 or more'
       )
   prompt = checked_text(row.get('prompt'), key)
-  image = row.get('image')
-  if image is not None and not isinstance(image, str):
-    raise RecordError(key, f'image {image!r:.60}; accepted: a path')
+  image, mask = row.get('image'), row.get('mask')
+  for field, path in (('image', image), ('mask', mask)):
+    if path is not None and not isinstance(path, str):
+      raise RecordError(key, f'{field} {path!r:.60}; accepted: a path')
+  if mask is not None and image is None:
+    raise RecordError(key, 'a mask without an image; accepted: both')
   try:
     picture = None if image is None else decode(home / image)
+    if picture is not None and mask is not None:
+      mask = decode_mask(home / mask, picture.shape[:2], mask)
   except RecordError as error:
     raise RecordError(key, f'{error.key}: {error.reason}') from None
   chosen = numbers['seed']
   return Request(
     name=name,
     picture=picture,
+    mask=mask,
     prompt=prompt,
     label=numbers['label'],
     seed=seed + number - 1 if chosen is None else chosen,

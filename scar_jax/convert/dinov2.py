@@ -114,7 +114,10 @@ def convert(
 
 
 def detect(
-  state: Mapping[str, Any], heads: int | None = None, image_size: int = 224
+  state: Mapping[str, Any],
+  heads: int | None = None,
+  image_size: int = 224,
+  features: str = 'last',
 ) -> EncoderConfig:
   """The encoder that a checkpoint holds, from shapes alone.
 
@@ -122,6 +125,7 @@ def detect(
     state: torch tensors or their shapes.
     heads: 64 channels each by default, as in all public sizes.
     image_size: pixels that the network is to see; a checkpoint fits any.
+    features: what it is to give, see `EncoderConfig`.
 
   Raises:
     ValueError: tensors that the sizes are read from are missing, or the width
@@ -142,7 +146,7 @@ def detect(
   registers = f'{embed}register_tokens'
   tail = 'layer_scale1.lambda1' if hugging_face else 'ls1.gamma'
   reg = shape_of(shapes, registers)[1] if registers in shapes else 0
-  fields: dict[str, Any] = {}
+  fields: dict[str, Any] = {'features': features}
   if official:  # the SCAR release reads its encoder in its own way
     fields['normalize'] = 'pm1'
     fields['features'] = 'last4' if wide == 4 * width else 'last'

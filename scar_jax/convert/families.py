@@ -168,6 +168,10 @@ FAMILIES: tuple[Family, ...] = (
     (_VIT,), (_DINOV2, _SAM),
   ),
   Family(
+    'depth-anything', 'depth_anything', 'Depth Anything V1 and V2', 'depth',
+    (r'(backbone|pretrained)\.', r'(neck\.reassemble_stage|depth_head)\.'),
+  ),
+  Family(
     't5', 't5', 'encoder of T5 and flan-T5 (Hugging Face)', 'text',
     (r'encoder\.block\.\d+\.layer\.0\.SelfAttention\.',),
   ),

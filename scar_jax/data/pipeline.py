@@ -50,6 +50,7 @@ def make_loader(
   crop_ratio: float = 1.0,
   flip: float = 0.0,
   fit: str = 'crop',
+  classes: int = 0,
   process_index: int = 0,
   process_count: int = 1,
   workers: int = 0,
@@ -72,6 +73,7 @@ def make_loader(
     crop_ratio: see `geometry.crop`; above 1 the place is random in training.
     flip: chance that the pictures of a record are mirrored, in training.
     fit: see `geometry.fit_pictures`.
+    classes: labels are below this number; 0 accepts any.
     process_index: this host.
     process_count: hosts that share the global batch.
     workers: loader processes of this host; 0 loads in threads.
@@ -110,6 +112,7 @@ def make_loader(
     crop_ratio=crop_ratio,
     flip=flip if train else 0.0,
     fit=fit,
+    classes=classes,
     batch=batch,
     first_row=process_index * rows,
     rows=rows,
@@ -130,7 +133,8 @@ def _columns(source: Source) -> tuple[str, ...]:
     except RecordError as error:
       errors.append(str(error))
       continue
-    found = ['condition'] if record.condition is not None else []
+    shown = record.condition is not None or record.draw is not None
+    found = ['condition'] if shown else []
     found += ['label'] if record.label is not None else []
     return (*found, *(f'label_{n}' for n in record.meta.get('labels', {})))
   raise ValueError(
@@ -152,6 +156,7 @@ class Batches:
   crop_ratio: float
   flip: float
   fit: str
+  classes: int
   batch: int
   first_row: int
   rows: int
@@ -214,11 +219,13 @@ class Batches:
     record = self.source.load(index, rng if self.augment else None)
     key = record.key or f'record {index}'
     pictures = self._fit(record, key, rng)
+    if record.draw is not None:
+      pictures['condition'] = record.draw(pictures['target'])
     # All is judged before anything is written: no half-filled row.
     values: dict[str, Any] = {}
     for name in self.columns:
       if name != 'condition':
-        values[name] = _label(record, name, key)
+        values[name] = _label(record, name, key, self.classes)
     if self.text is not None:
       values['text'], values['text_mask'] = self.text.encode(record.text, key)
     for name, value in (pictures | values).items():
@@ -228,7 +235,7 @@ class Batches:
     self, record: Record, key: str, rng: np.random.Generator | None
   ) -> dict[str, np.ndarray]:
     pictures = {'target': record.target}
-    if 'condition' in self.columns:
+    if 'condition' in self.columns and record.draw is None:
       if record.condition is None:
         raise RecordError(key, 'has no condition picture; other records do')
       pictures['condition'] = record.condition
@@ -246,11 +253,17 @@ class Batches:
     )
 
 
-def _label(record: Record, name: str, key: str) -> int:
+def _label(record: Record, name: str, key: str, classes: int) -> int:
   labels = record.meta.get('labels', {})
   value = record.label if name == 'label' else labels.get(name[6:])
   if value is None:
     raise RecordError(key, f'has no {name}; other records do')
+  if name == 'label' and classes and not 0 <= value < classes:
+    raise RecordError(
+      key,
+      f'label {value}; accepted: 0 to {classes - 1} (set '
+      '--config.text.classes)',
+    )
   return value
 
 

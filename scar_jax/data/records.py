@@ -7,6 +7,7 @@ blank picture.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -38,6 +39,8 @@ class Record:
   Attributes:
     target: picture to produce, uint8 RGB.
     condition: source picture or control map, uint8 RGB, or None.
+    draw: makes the condition of the target as it is trained on, after its crop;
+      then `condition` is None.
     text: instruction or caption; '' is the null condition.
     label: class id, or None.
     mask: where the edit may change pixels (nonzero), or None. For scoring.
@@ -48,6 +51,7 @@ class Record:
 
   target: UInt8[np.ndarray, 'H W 3']
   condition: UInt8[np.ndarray, 'H W 3'] | None = None
+  draw: Callable[[np.ndarray], np.ndarray] | None = None
   text: str = ''
   label: int | None = None
   mask: UInt8[np.ndarray, 'H W'] | None = None

@@ -108,9 +108,11 @@ def evaluate(
       record = source.load(i, None)
     except RecordError:
       continue
-    pictures = {'target': letterbox(record.target, size)[0]}
+    pictures: dict[str, Any] = {'target': letterbox(record.target, size)[0]}
     if record.condition is not None:
       pictures['condition'] = letterbox(record.condition, size)[0]
+    elif record.draw is not None:
+      pictures['condition'] = record.draw(pictures['target'])
     records.append(dataclasses.replace(record, **pictures))
   if not records:
     raise ValueError(f'{source.describe()}: no usable record to score')
@@ -118,9 +120,11 @@ def evaluate(
   given = [r.condition for r in records]
   blank = np.full_like(truth[0], 255)
   shown = np.stack([blank if g is None else g for g in given])
+  classes = [r.label for r in records]
   made = editor(
     None if any(g is None for g in given) else given,
     [r.text for r in records],
+    labels=None if any(c is None for c in classes) else classes,
     seed=[seed + i for i in range(len(records))],
     **settings,
   )

@@ -57,6 +57,17 @@ def empty_cache(
   )
 
 
+def repeat_rows(cache: KVCache, count: int) -> KVCache:
+  """The rows of a cache, the batch `count` times over."""
+  if count == 1:
+    return cache
+  return cache.replace(
+    k=jnp.concatenate([cache.k] * count, axis=1),
+    v=jnp.concatenate([cache.v] * count, axis=1),
+    valid=jnp.concatenate([cache.valid] * count),
+  )
+
+
 def cache_mask(
   cache: KVCache,
   set_ids: Int[Array, ' L'],

@@ -30,6 +30,8 @@ class Shared(NamedTuple):
     rope: spread (cos, sin), or None without rotary embedding.
     at: int32 first cache slot to write, or None without a cache.
     cond: AdaLN input: silu(cond) [B, D], or [B, 6, D] when shared; or None.
+      With `early` there are two of it: [B, 2, ...].
+    early: bool [L], positions that read the first of two; or None.
   """
 
   mask: Array | None
@@ -37,6 +39,7 @@ class Shared(NamedTuple):
   rope: tuple[Array, Array] | None
   at: Array | None
   cond: Array | None
+  early: Array | None = None
 
 
 class Carry(NamedTuple):
@@ -213,8 +216,11 @@ class AdaLNBlock(nn.Module):
         dtype=cfg.dtype,
         name='ada',
       )(shared.cond)
-      ada = ada.reshape(-1, 6, width)
-    parts = [ada[:, i, None].astype(cfg.dtype) for i in range(6)]
+      ada = ada.reshape(*shared.cond.shape[:-1], 6, width)
+    parts = [
+      by_position(ada[..., i, :], shared.early).astype(cfg.dtype)
+      for i in range(6)
+    ]
     gate1, gate2, scale1, scale2, shift1, shift2 = parts
 
     normed = nl.layer_norm(carry.x, cfg.norm_eps).astype(cfg.dtype)
@@ -237,6 +243,18 @@ class AdaLNBlock(nn.Module):
     x = _add(cfg, x, h, 0.0, path_rate, None, keys[4])
     self.sow('intermediates', 'block', x)
     return carry._replace(x=x), None
+
+
+def by_position(vectors: Array, early: Array | None) -> Array:
+  """What each position is modulated by, [B, 1 or L, D].
+
+  Args:
+    vectors: [B, D]; with `early` [B, 2, D].
+    early: bool [L], positions that read the first of the two.
+  """
+  if early is None:
+    return vectors[:, None]
+  return jnp.where(early[:, None], vectors[:, :1], vectors[:, 1:])
 
 
 def _ada_rows(init: Any, gate: float) -> Any:

@@ -29,6 +29,7 @@ from scar_jax.models.blocks import (
   LlamaBlock,
   Shared,
   ada_std,
+  by_position,
 )
 from scar_jax.models.remat import REMAT, rematerialised
 from scar_jax.orders.layout import set_mask
@@ -260,13 +261,16 @@ class SetDecoder(nn.Module):
     return constrain(x, 'batch', *(None,) * (x.ndim - 2), 'act_vocab')
 
   def final_norm(
-    self, x: Float[Array, 'B L D'], cond: Float[Array, 'B D'] | None = None
+    self,
+    x: Float[Array, 'B L D'],
+    cond: Float[Array, 'B *n D'] | None = None,
+    early: Bool[Array, ' L'] | None = None,
   ) -> Float[Array, 'B L D']:
     """The norm before the head; AdaLN's is float32 and needs `cond`."""
     if self.cfg.block == 'llama':
       return self.norm(x)
     ada = self.head_ada(nn.silu(cond.astype(jnp.float32)))
-    scale, shift = jnp.split(ada[:, None], 2, axis=-1)
+    scale, shift = jnp.split(by_position(ada, early), 2, axis=-1)
     return nl.layer_norm(x, self.cfg.norm_eps) * (1 + scale) + shift
 
   @nn.compact
@@ -277,9 +281,10 @@ class SetDecoder(nn.Module):
     set_ids: Int[Array, ' L'],
     cache: KVCache | None = None,
     key_valid: Bool[Array, 'B L'] | None = None,
-    cond: Float[Array, 'B D'] | None = None,
+    cond: Float[Array, 'B *n D'] | None = None,
     deterministic: bool = True,
     padding: tuple[int, int] | None = None,
+    early: Bool[Array, ' L'] | None = None,
   ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
     """All blocks, without the final norm; see `__call__`.
 
@@ -289,9 +294,10 @@ class SetDecoder(nn.Module):
       set_ids: see there; without a cache in numpy, for kernels.
       cache: see there.
       key_valid: see there.
-      cond: see there.
+      cond: see there; with `early` two vectors for each sample, [B, 2, D].
       deterministic: see there.
       padding: [first, last) positions outside of which every key is valid.
+      early: positions that read the first of the two vectors.
 
     Raises:
       ValueError: a condition that the block does not take, or an attention
@@ -317,9 +323,9 @@ class SetDecoder(nn.Module):
     if cond is not None:
       cond = nn.silu(cond.astype(jnp.float32))
       if cfg.shared_ada:
-        cond = self.shared_ada(cond).reshape(-1, 6, cfg.width)
+        cond = self.shared_ada(cond).reshape(*cond.shape[:-1], 6, cfg.width)
     rope = None if rope is None else nl.spread_rope(rope)
-    shared = Shared(mask, key_valid if kernel else None, rope, at, cond)
+    shared = Shared(mask, key_valid if kernel else None, rope, at, cond, early)
     stack = nn.scan(
       rematerialised(
         AdaLNBlock if cfg.block == 'adaln' else LlamaBlock, cfg.remat, cfg.scan

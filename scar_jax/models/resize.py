@@ -19,6 +19,7 @@ MODES = (
   'area',  # adaptive average pooling
   'bilinear',
   'bilinear_aa',
+  'bilinear_corners',  # align_corners: corner pixels onto corner pixels
   'bicubic',  # kernel with a = -0.75
   'bicubic_aa',  # kernel with a = -0.5
 )
@@ -55,10 +56,12 @@ def _interpolating(m: int, n: int, step: np.float32, mode: str) -> np.ndarray:
   x = x - np.float32(0.5)
   if mode == 'bilinear':
     x = np.maximum(x, 0)
+  elif mode == 'bilinear_corners':
+    x = np.arange(m, dtype=np.float32) * (np.float32(n - 1) / max(m - 1, 1))
   floor = np.floor(x)
-  offsets = np.arange(2) if mode == 'bilinear' else np.arange(-1, 3)
+  offsets = np.arange(-1, 3) if mode == 'bicubic' else np.arange(2)
   distance = (x - floor).astype(np.float64)[:, None] - offsets
-  kernel = _triangle if mode == 'bilinear' else _cubic(-0.75)
+  kernel = _cubic(-0.75) if mode == 'bicubic' else _triangle
   taps = floor.astype(np.int64)[:, None] + offsets
   return _scatter(m, n, taps, kernel(distance))
 

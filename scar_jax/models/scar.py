@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from scar_jax.models.attention import KVCache
+from scar_jax.models.attention import KVCache, repeat_rows
 from scar_jax.models.conditions import Conditions, drop_conditions, given
 from scar_jax.models.decoder import SetDecoder, make_cache
 from scar_jax.models.layers import apply_rope, rope_table
@@ -56,6 +56,7 @@ class _Set0(NamedTuple):
   valid: Bool[Array, 'B L'] | None  # None: no key is hidden
   restored: Float[Array, 'B h w d'] | None
   vector: Float[Array, 'B D'] | None  # condition of the adaln blocks
+  own: Float[Array, 'B D'] | None  # that of set 0, if another one
 
 
 def _standardise(x: Float[Array, '... D']) -> Float[Array, '... D']:
@@ -129,7 +130,7 @@ class Scar(nn.Module):
     """Embeddings of prefix and text, and which of their keys are hidden."""
     cfg = self.cfg
     batch, null = self._batch(cond), self._null_text(cond)
-    parts, text, valid, restored, vector = [], None, None, None, None
+    parts, text, valid, restored, vector, own = [], *(None,) * 5
     if cfg.prefix.compress != 'off':
       prefix, restored = self._prefix(cond)
       parts.append(self.scale.prefix(prefix) if self._scales else prefix)
@@ -148,9 +149,12 @@ class Scar(nn.Module):
     if self._scales:
       label = given(cond, 'label') if cfg.text.kind == 'label' else None
       vector = self.scale.condition(null, label, text, cond.text_mask)
+      if cfg.prefix_ada == 'null':
+        own = self.scale.condition(jnp.ones_like(null))
     if not parts:
       parts.append(jnp.zeros((batch, 0, cfg.decoder.width)))
-    return _Set0(jnp.concatenate(parts, axis=1), valid, restored, vector)
+    x = jnp.concatenate(parts, axis=1)
+    return _Set0(x, valid, restored, vector, own)
 
   @property
   def _scales(self) -> bool:
@@ -187,6 +191,7 @@ class Scar(nn.Module):
     target_features: Float[Array, 'B h w d'] | None = None,
     draws: Float[Array, ' B'] | None = None,
     perm: Int[Array, 'B N'] | None = None,
+    choice: Int[Array, ''] | None = None,
     deterministic: bool = True,
     accumulate: Accumulate | None = None,
     seen: Int[Array, 'B N'] | None = None,
@@ -201,6 +206,7 @@ class Scar(nn.Module):
       draws: uniform numbers of the condition dropout; drawn from the rng
         'condition' in training if absent, no dropout otherwise.
       perm: permutations of the random order; drawn from 'order' if absent.
+      choice: which of `train_sets` cuts them; drawn likewise.
       deterministic: no dropout of any kind (other than by `draws`).
       accumulate: of the multi-scale tokenizer, for the scale order.
       seen: tokens that the inputs are made of, in place of `tokens`.
@@ -218,7 +224,7 @@ class Scar(nn.Module):
     set0 = self.set0(cond, deterministic)
     if seen is None:
       seen = tokens if deterministic else self._noisy(tokens)
-    inputs = self.order.train_inputs(seen, perm, accumulate)
+    inputs = self._train_inputs(seen, perm, accumulate, choice)
     target_pos = layout.target_positions(inputs)
     pos0 = jnp.asarray(layout.positions)
     if target_pos.ndim == 3:  # one permutation per sample
@@ -226,7 +232,7 @@ class Scar(nn.Module):
     positions = jnp.concatenate([pos0, target_pos], axis=-2)
     zero = jnp.pad(jnp.asarray(layout.zero_rope), (0, layout.target_len))
     rope = self._rope(positions, zero)
-    vector = set0.vector
+    vector, early = set0.vector, None
     x = self._embed(
       inputs, jax.tree.map(lambda t: t[..., layout.set0_len :, :], rope), vector
     )
@@ -238,16 +244,23 @@ class Scar(nn.Module):
       pad = ((0, 0), (0, layout.target_len))
       valid = jnp.pad(valid, pad, constant_values=True)
     x = constrain(x, 'batch', 'length', 'act_embed')
+    if set0.own is not None:
+      vector = jnp.stack([set0.own, vector], axis=1)
+      early = jnp.arange(layout.length) < layout.set0_len
+    set_ids = layout.set_ids
+    if cfg.train_sets:  # drawn, so no longer known to a kernel
+      set_ids = jnp.asarray(set_ids).at[layout.set0_len :].set(inputs.set_ids)
     pre_norm, _ = self.decoder.blocks(
       x,
       rope,
-      layout.set_ids,
+      set_ids,
       key_valid=valid,
       cond=vector,
+      early=early,
       deterministic=deterministic,
       padding=(layout.prefix_len, layout.set0_len),
     )
-    hidden = self.decoder.final_norm(pre_norm, vector)
+    hidden = self.decoder.final_norm(pre_norm, vector, early)
     predictors = layout.predictors(hidden)
     return ScarOutput(
       logits=self.decoder.logits(predictors) if with_logits else None,
@@ -258,6 +271,14 @@ class Scar(nn.Module):
       **self._alignment(hidden, pre_norm, target_features),
     )
 
+  def _train_inputs(self, tokens, perm, accumulate, choice) -> Inputs:
+    order, sets = self.order, self.cfg.train_sets
+    if not sets:
+      return order.train_inputs(tokens, perm, accumulate)
+    if choice is None:
+      choice = jax.random.randint(self.make_rng('order'), (), 0, len(sets))
+    return order.train_inputs(tokens, perm, accumulate, choice)
+
   def _noisy(self, tokens: Int[Array, 'B N']) -> Int[Array, 'B N']:
     """Replaces a share of the inputs, another in each sample, by other ones.
 
@@ -266,7 +287,8 @@ class Scar(nn.Module):
     (the idea of the self-correction in FoundationVision/Infinity). The codes
     are those of the next sample, at the same places: a mistake looks like a
     picture too, and random codes would be told apart at once. In some samples
-    no input is left: a few clean ones already tell what the text says. In the
+    no input is left: a few clean ones already tell what the text says. A batch
+    of one has no other sample and takes codes of its own from elsewhere. In the
     scale order noise changes the targets: the tokenizer makes both (`seen`).
     """
     cfg = self.cfg
@@ -279,7 +301,11 @@ class Scar(nn.Module):
       jax.random.uniform(lost, rows) < cfg.context_dropout, 1.0, share
     )
     hit = jax.random.uniform(hit, tokens.shape) < share
-    return jnp.where(hit, jnp.roll(tokens, 1, axis=0), tokens)
+    if len(tokens) == 1:
+      other = jnp.roll(tokens, tokens.shape[1] // 2, axis=1)
+    else:
+      other = jnp.roll(tokens, 1, axis=0)
+    return jnp.where(hit, other, tokens)
 
   def _dropped(self, cond: Conditions, draws: Float[Array, ' B']) -> Conditions:
     cfg = self.cfg
@@ -310,7 +336,7 @@ class Scar(nn.Module):
     return {'hidden_prefix': states, 'align_target': target}
 
   def prefill(
-    self, cond: Conditions, cache_size: int
+    self, cond: Conditions, cache_size: int, branches: int = 1
   ) -> tuple[Float[Array, 'B 1 V'] | None, KVCache, Float[Array, 'B D'] | None]:
     """Set 0 into a new cache; logits of its last position; condition vector.
 
@@ -319,25 +345,30 @@ class Scar(nn.Module):
     Args:
       cond: conditions, all guidance branches stacked along the batch.
       cache_size: slots, at least `layout.length`.
+      branches: that many equal parts of the batch have the same set 0, which is
+        then computed once (`ScarConfig.one_prefix`).
     """
     layout = self.layout
     set0 = self.set0(cond)
     cfg = self.cfg.decoder
-    cache = make_cache(cfg, set0.x.shape[0], cache_size, cfg.dtype)
+    rows = set0.x.shape[0] // branches
+    cache = make_cache(cfg, rows, cache_size, cfg.dtype)
     if not layout.set0_len:
-      return None, cache, set0.vector
+      return None, repeat_rows(cache, branches), set0.vector
     rope = self._rope(
       jnp.asarray(layout.positions), jnp.asarray(layout.zero_rope)
     )
+    first = jax.tree.map(lambda t: t[:rows], set0)
     hidden, cache = self.decoder(
-      set0.x,
+      first.x,
       rope,
       jnp.asarray(layout.set_ids[: layout.set0_len]),
       cache=cache,
-      key_valid=set0.valid,
-      cond=set0.vector,
+      key_valid=first.valid,
+      cond=first.vector if first.own is None else first.own,
     )
-    return self.decoder.logits(hidden[:, -1:]), cache, set0.vector
+    logits = self.decoder.logits(hidden[:, -1:])
+    return logits, repeat_rows(cache, branches), set0.vector
 
   def decode(
     self,

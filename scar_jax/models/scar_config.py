@@ -20,6 +20,7 @@ _CHOICES = {
   'order': ('raster', 'scale', 'random'),
   'prefix_mask': ('bidirectional', 'causal'),
   'prefix_rope': ('offset_p', 'offset_g', 'aligned', 'none'),
+  'prefix_ada': ('class', 'null'),
   'text_rope': ('zero', 'identity'),
   'cond_dropout': ('text', 'joint'),
   'token_dropout_scope': ('all', 'text'),
@@ -41,6 +42,8 @@ class ScarConfig:
       class token) or the pooled text (beside the text's tokens).
     grid: (h, w) of the target tokens; of the last scale.
     num_sets: sets of the random order.
+    train_sets: numbers of sets of which every training pass draws one (random
+      order); () is `num_sets`.
     patch_nums: sides of the scale order.
     latent_dim: channels of the latents that the scale order sees.
     place_init: its tables of places start as 'normal' noise (VAR), or as
@@ -48,6 +51,10 @@ class ScarConfig:
       step what is beside what.
     prefix_mask: 'bidirectional' (paper) or 'causal' (official code).
     prefix_rope: where prefix and target lie in RoPE coordinates.
+    prefix_ada: which condition vector modulates the set-0 positions of the
+      scale order: 'class', the sample's own, or 'null', that of the null class,
+      whatever the label or text. Then all guidance branches on the class have
+      one prefix, and the sampler computes it once.
     text_rope: 'zero' for LlamaGen weights, 'identity' from scratch.
     cond_dropout: 'text' or 'joint'; see `conditions.drop_conditions`.
     text_dropout: rate of null text in training.
@@ -69,11 +76,13 @@ class ScarConfig:
   order: str = 'raster'
   grid: tuple[int, int] = (32, 32)
   num_sets: int = 16
+  train_sets: tuple[int, ...] = ()
   patch_nums: tuple[int, ...] = ()
   latent_dim: int = 32
   place_init: str = 'normal'
   prefix_mask: str = 'bidirectional'
   prefix_rope: str = 'offset_p'
+  prefix_ada: str = 'class'
   text_rope: str = 'zero'
   cond_dropout: str = 'text'
   text_dropout: float = 0.1
@@ -118,7 +127,19 @@ class ScarConfig:
         "'scale' with 'adaln', the other orders with 'llama' "
         '(set --config.order.name and model.size)'
       )
+    if self.order != 'random' and self.train_sets:
+      raise ValueError(
+        f'train_sets={self.train_sets} with order={self.order!r}, whose sets '
+        "are fixed; accepted: (), or order='random' "
+        '(set --config.order.train_sets)'
+      )
     if self.order != 'scale':
+      if self.prefix_ada != 'class':
+        raise ValueError(
+          f'prefix_ada={self.prefix_ada!r} with order={self.order!r}, whose '
+          "blocks have no condition vector; accepted: 'class' "
+          '(set --config.prefix.ada)'
+        )
       return
     if self.place_init == 'sincos' and self.decoder.width % 4:
       raise ValueError(
@@ -149,7 +170,8 @@ class ScarConfig:
     if self.order == 'scale':
       return ScaleOrder(self.patch_nums)
     if self.order == 'random':
-      return RandomOrder(self.grid, self.num_sets)
+      sets = tuple(self.train_sets)
+      return RandomOrder(self.grid, self.num_sets, train_sets=sets)
     return RasterOrder(self.grid)
 
   def make_layout(self) -> Layout:
@@ -161,6 +183,11 @@ class ScarConfig:
     """Text positions of the sequence; VAR's class is no position."""
     no_token = self.order == 'scale' and self.text.kind == 'label'
     return 0 if no_token else self.text.positions
+
+  @property
+  def one_prefix(self) -> bool:
+    """Set 0 is the same whatever the class, so branches on it may share it."""
+    return self.prefix_ada == 'null' and not self.text_len
 
   @property
   def has_null_prefix(self) -> bool:

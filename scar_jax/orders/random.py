@@ -83,11 +83,15 @@ class RandomOrder:
     num_sets: K, over the targets that are not given.
     given: targets known before sampling, first in target order. They form
       sets like those of training, and enter together with the first queries.
+    train_sets: numbers of sets of which every training pass takes one, all with
+      one sequence: the queries of all targets, then the contents of all that
+      some query sees. () trains with `num_sets`, and a shorter sequence.
   """
 
   grid: tuple[int, int]
   num_sets: int = 16
   given: int = 0
+  train_sets: tuple[int, ...] = ()
 
   name: ClassVar[str] = 'random'
   from_prefix: ClassVar[bool] = False
@@ -95,6 +99,14 @@ class RandomOrder:
   def __post_init__(self):
     cosine_sizes(self.num_targets, self.num_sets)
     assert 0 <= self.given < self.num_targets
+    assert not (self.given and self.train_sets)
+    wrong = [k for k in self.train_sets if not 1 <= k <= self.num_targets]
+    if wrong:
+      raise ValueError(
+        f'order.train_sets={self.train_sets} for {self.num_targets} tokens; '
+        f'accepted: numbers from 1 to {self.num_targets} '
+        '(set --config.order.train_sets)'
+      )
 
   @property
   def num_targets(self) -> int:
@@ -130,8 +142,8 @@ class RandomOrder:
 
   @property
   def input_len(self) -> int:
-    """2N - n_K."""
-    return 2 * self.num_targets - self.set_sizes[-1]
+    """2N - n_K, of the smallest n_K in training."""
+    return len(self._plan[0])
 
   @functools.cached_property
   def _starts(self) -> np.ndarray:
@@ -145,6 +157,11 @@ class RandomOrder:
   @functools.cached_property
   def _plan(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each input: its target, its kind, its set id."""
+    if self.train_sets:
+      ids = self.train_ids[0]
+      target = np.arange(len(ids), dtype=np.int32) % self.num_targets
+      kind = np.where(np.arange(len(ids)) < self.num_targets, QUERY, CONTENT)
+      return target, kind, ids
     rows = []
     for k, size in enumerate(self.set_sizes):
       target = self._starts[k] + np.arange(size)
@@ -154,6 +171,16 @@ class RandomOrder:
       np.concatenate(x) for x in zip(*rows[:-1], strict=True)
     )
     return target.astype(np.int32), kind, ids.astype(np.int32)
+
+  @functools.cached_property
+  def train_ids(self) -> np.ndarray:
+    """Set ids of the training sequence, int32 [len(train_sets), input_len]."""
+    rows = []
+    for k in self.train_sets:
+      number = np.repeat(np.arange(1, k + 1), cosine_sizes(self.num_targets, k))
+      rows.append(np.concatenate([2 * number - 1, 2 * number]))
+    last = min(cosine_sizes(self.num_targets, k)[-1] for k in self.train_sets)
+    return np.array(rows, np.int32)[:, : 2 * self.num_targets - last]
 
   @property
   def set_ids(self) -> np.ndarray:
@@ -187,9 +214,19 @@ class RandomOrder:
     tokens: Int[Array, 'B N'],
     perm: Int[Array, 'B N'] | None = None,
     accumulate: None = None,
+    choice: Int[Array, ''] | None = None,
   ) -> Inputs:
-    """Queries and contents of all sets; no `perm` means raster order."""
+    """Queries and contents of all sets; no `perm` means raster order.
+
+    Args:
+      tokens: row-major.
+      perm: see `draw`.
+      accumulate: of the scale order.
+      choice: index into `train_sets`, may be traced; the first by default.
+    """
     target, kind, ids = self._plan
+    if choice is not None:
+      ids = _at(self.train_ids, choice)
     grid = grid_positions(self.grid)
     contents = self.targets(tokens, perm)[:, target]
     return Inputs(

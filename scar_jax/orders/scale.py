@@ -30,6 +30,22 @@ PATCH_NUMS = {
   1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
 }
 
+
+def scale_sides(grid: int) -> tuple[int, ...]:
+  """Sides for a token grid: VAR's where it has some, else the like of them.
+
+  Of other grids every side is about 1.45 times the one before, much as VAR's at
+  512 pixels: 1, 2, 3, 4, 6, 9, 13, ... up to `grid`.
+  """
+  for sides in PATCH_NUMS.values():
+    if sides[-1] == grid:
+      return sides
+  made = [1]
+  while made[-1] < grid:
+    made.append(min(max(made[-1] + 1, round(1.45 * made[-1])), grid))
+  return tuple(made)
+
+
 # (scale from 0, running latent or None, ids [B, p * p] or weights over the
 # codes [B, p * p, V]) -> (running latent, inputs of the next scale
 # [B, p' * p', Cv] or None after the last).

@@ -85,6 +85,7 @@ def make_loader(config: Config, workdir: pathlib.Path | None) -> Any:
     crop_ratio=data.crop_ratio,
     flip=data.flip,
     fit=data.fit,
+    classes=text.classes if text is not None and text.kind == 'label' else 0,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     workers=data.workers,

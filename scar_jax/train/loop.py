@@ -25,6 +25,7 @@ from scar_jax.train.checkpoints import Checkpoints, abstract_with
 from scar_jax.train.optim import make_optimizer
 from scar_jax.train.report import describe_memory, describe_parameters
 from scar_jax.train.signals import StopRequest
+from scar_jax.train.start import start_from
 from scar_jax.train.step import compile_step, make_step
 from scar_jax.train.tasks import Task, optional
 from scar_jax.types import PyTree
@@ -198,8 +199,12 @@ def _restore_or_create(
   state = state_lib.create(init, places, config.seed)
   if config.init_from:
     start = artifacts.load_artifact(config.init_from, mesh=run.mesh)
-    artifacts.check_same_tree(config.init_from, shapes.params, start.params)
-    params = jax.device_put(start.params, places.params)
+    params = start_from(
+      config.init_from,
+      state.params,
+      start.params,
+      optional(run.task, 'new') or (),
+    )
     # A second copy: the step donates both trees.
     average = jax.tree.map(jax.numpy.copy, params) if state.ema else {}
     state = state.replace(params=params, ema=average)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from scar_jax.bench.orders import scale_sides
 from scar_jax.bench.timing import measure
 from scar_jax.cli import main
 
@@ -40,12 +39,6 @@ def test_the_first_call_is_not_counted_and_the_median_is():
   seconds = measure({n: lambda n=n: count(n) for n in calls}, 3)
   assert calls == {'a': 4, 'b': 4}
   assert set(seconds) == {'a', 'b'}
-
-
-def test_scales_of_other_grids_end_in_the_grid():
-  assert scale_sides(16) == (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-  assert scale_sides(32)[-3:] == (18, 24, 32)
-  assert scale_sides(4) == (1, 2, 3, 4)
 
 
 @pytest.mark.parametrize(

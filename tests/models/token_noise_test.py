@@ -80,3 +80,12 @@ def test_some_samples_lose_all_inputs(tiny, noise):
   lost = share > 0.9
   assert lost.mean() == pytest.approx(0.25, abs=0.03)
   assert share[~lost].max() <= noise + 0.1
+
+
+def test_a_single_sample_takes_codes_of_its_own(tiny):
+  cfg, params, *_ = tiny
+  model = Scar(dataclasses.replace(cfg, token_noise=1.0, context_dropout=1.0))
+  rngs = {'dropout': jax.random.key(1)}
+  one = TOKENS[:1]
+  noised = model.apply({'params': params}, one, method='_noisy', rngs=rngs)
+  np.testing.assert_array_equal(noised, np.roll(one, 970 // 2, axis=1))

@@ -15,6 +15,7 @@ from scar_jax.orders import (
   make_order,
   set_mask,
 )
+from scar_jax.orders.scale import scale_sides
 
 GRIDS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
@@ -196,3 +197,13 @@ def test_impossible_orders_are_refused():
   with pytest.raises(ValueError, match=r'for a token grid of \(4, 4\)'):
     make_order('scale', (4, 4), patch_nums=(1, 2))
   assert make_order('scale', (16, 16)).num_targets == 680
+
+
+def test_sides_of_scales_grow_to_the_grid():
+  assert scale_sides(16) == (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+  assert scale_sides(12) == (1, 2, 3, 4, 6, 9, 12)
+  for grid in range(1, 65):
+    sides = scale_sides(grid)
+    assert sides[0] == 1
+    assert sides[-1] == grid
+    ScaleOrder(sides)

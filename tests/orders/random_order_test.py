@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from scar_cases import CLOSE, tiny_config, tiny_model
 
+from scar_jax.models.scar import Scar
 from scar_jax.orders import Known, RandomOrder, given_tokens
 
 
@@ -126,3 +128,64 @@ def test_best_first_sorts_what_is_left():
   before, after = state.perm[0].tolist(), moved.perm[0].tolist()
   assert after == [before[i] for i in (0, 2, 4, 5, 3, 1)]
   np.testing.assert_array_equal(moved.tokens, moved.perm + 50)
+
+
+def _rows(inputs, row=0):
+  """(set id, kind, place, token) of every input of one sample."""
+  positions = np.asarray(inputs.positions[row]).tolist()
+  ids, tokens = np.asarray(inputs.set_ids), np.asarray(inputs.tokens[row])
+  return {
+    (int(i), k, *p, int(t))
+    for i, k, p, t in zip(ids, inputs.kind, positions, tokens, strict=True)
+  }
+
+
+def test_one_sequence_serves_several_numbers_of_sets():
+  counts = (2, 5, 16)
+  order = RandomOrder((4, 4), 4, train_sets=counts)
+  tokens, state = _state(order)
+  draw = jax.jit(lambda c: order.train_inputs(tokens, state.perm, choice=c))
+  for choice, sets in enumerate(counts):
+    plain = RandomOrder((4, 4), sets)
+    ours = _rows(draw(choice))
+    want = _rows(plain.train_inputs(tokens, state.perm))
+    assert want <= ours
+    # What is left over is content of the last set: no query sees it.
+    assert {row[0] for row in ours - want} <= {2 * sets}
+  assert order.set_sizes == RandomOrder((4, 4), 4).set_sizes
+  assert order.input_len == len(draw(0).kind) == 31
+
+
+def test_a_model_of_several_numbers_of_sets_is_that_of_each():
+  fields = dict(order='random', grid=(2, 3))
+  cfg = tiny_config(num_sets=2, train_sets=(2, 3), **fields)
+  model, params, cond = tiny_model(cfg)
+  tokens = jnp.arange(18).reshape(3, 6) % 11
+  perm = jnp.stack([jnp.roll(jnp.arange(6), i) for i in range(3)])
+  logits, apply = [], jax.jit(model.apply)
+  for choice, sets in enumerate((2, 3)):
+    plain = Scar(tiny_config(num_sets=sets, **fields))
+    want = jax.jit(plain.apply)(params, tokens, cond, perm=perm).logits
+    ours = apply(params, tokens, cond, perm=perm, choice=choice).logits
+    np.testing.assert_allclose(ours, want, **CLOSE)
+    logits.append(want)
+  assert np.abs(logits[0] - logits[1]).max() > 1e-3
+  # Every step draws one of them.
+  draw = jax.vmap(
+    lambda key: (
+      model.apply(params, tokens, cond, perm=perm, rngs={'order': key}).logits
+    )
+  )
+  drawn = jax.jit(draw)(jax.random.split(jax.random.key(0), 8))
+  gaps = np.array([np.abs(drawn - x).max(axis=(1, 2, 3)) for x in logits])
+  assert (gaps.min(axis=0) < 1e-3).all()
+  assert set(gaps.argmin(axis=0)) == {0, 1}
+
+
+def test_impossible_numbers_of_sets_are_refused():
+  with pytest.raises(ValueError, match=r'order.train_sets=\(2, 9\) for 4 tok'):
+    RandomOrder((2, 2), 2, train_sets=(2, 9))
+  with pytest.raises(
+    ValueError, match=r"train_sets=\(2,\) with order='raster'"
+  ):
+    tiny_config(train_sets=(2,))

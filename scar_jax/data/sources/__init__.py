@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from scar_jax.config_values import nearest
+from scar_jax.data.controls import Controlled
 from scar_jax.data.mixture import Mixture
 from scar_jax.data.records import Source
 
@@ -41,7 +42,10 @@ def make_source(data_cfg: Any, split: str | None = None) -> Source:
       f' {", ".join(NAMES)}.{nearest(str(name), NAMES)}'
     )
   module = importlib.import_module(f'{__name__}.{name}')
-  return module.make(data_cfg, chosen)
+  source = module.make(data_cfg, chosen)
+  if not data_cfg.control:
+    return source
+  return Controlled(source, data_cfg.control, data_cfg.control_path)
 
 
 def make_mixture(data_cfg: Any, split: str) -> Mixture:

@@ -2,8 +2,9 @@
 
 In: a kind, a split and an item number. Out: a `Record` made of flat shapes in
 the cells of a grid, as an edit (source, instruction, result), a control map
-with its picture, or a picture alone. An item is a pure function of (seed,
-split, number), so nothing is stored and any worker can make any item.
+with its picture, the same of one colour that is the class, or a picture alone.
+An item is a pure function of (seed, split, number), so nothing is stored and
+any worker can make any item.
 
 The grid lines up with the tokens: at 32 pixels a cell is 8 x 8 pixels, which
 is 2 x 2 tokens of a tokenizer with 4 x 4 patches.
@@ -70,7 +71,9 @@ class Scene(NamedTuple):
 class ScenesConfig:
   """What a scene may hold."""
 
-  kind: str = 'edit'  # 'edit', one of MAPS, 'control' (any map), or 'image'
+  # 'edit', one of MAPS, 'control' (any map), 'class' (the same, all objects of
+  # the colour that is the label: no map shows it), or 'image'
+  kind: str = 'edit'
   split: str = 'train'  # 'train', 'seen' (new scenes), 'held_out' (new edits)
   image_size: int = 32  # pixels
   grid: int = 4  # cells along one side
@@ -81,7 +84,7 @@ class ScenesConfig:
 
   def __post_init__(self):
     for name, accepted in (
-      ('kind', ('edit', 'control', 'image', *MAPS)),
+      ('kind', ('edit', 'control', 'class', 'image', *MAPS)),
       ('split', SPLITS),
     ):
       value = getattr(self, name)
@@ -208,6 +211,11 @@ def _ordered(items: Sequence[Item], background: int) -> Scene:
   return Scene(tuple(sorted(items, key=lambda it: it.place)), background)
 
 
+def _in_one_colour(scene: Scene, colour: str) -> Scene:
+  items = tuple(item._replace(colour=colour) for item in scene.items)
+  return scene._replace(items=items)
+
+
 def _edit(
   rng: np.random.Generator, kind: str, before: Scene, grid: int
 ) -> tuple[Item, Scene, str]:
@@ -268,7 +276,7 @@ class Scenes:
     `meta` has 'kind', 'before' (`Scene` or None), 'after' (`Scene`, the truth),
     'grid' and 'cells' (int [grid * grid], see `cell_classes`); for kind 'image'
     also 'labels', the class of every cell under 'cell_<row>_<col>'. `mask` is
-    255 in the cells that the edit changes.
+    255 in the cells that the edit changes; `label` the colour of kind 'class'.
 
     Raises:
       IndexError: no such item.
@@ -281,14 +289,18 @@ class Scenes:
     draw = np.random.default_rng(seed)
     if cfg.kind == 'edit':
       return self._edit_record(i, draw)
-    scene = _scene(draw, cfg)
+    scene, label = _scene(draw, cfg), None
+    if cfg.kind == 'class':
+      label = int(draw.integers(len(COLOURS)))
+      scene = _in_one_colour(scene, tuple(COLOURS)[label])
     picture = render(scene, cfg.grid, cfg.cell)
     kind, condition, text = 'image', None, ''
     if cfg.kind != 'image':
-      kind = MAPS[i % len(MAPS)] if cfg.kind == 'control' else cfg.kind
+      kind = cfg.kind if cfg.kind in MAPS else MAPS[i % len(MAPS)]
       condition = control_map(scene, kind, cfg.grid, cfg.cell)
       text = words.colours(it.colour for it in scene.items)
-    return self._record(i, kind, None, scene, picture, condition, text, None)
+    record = self._record(i, kind, None, scene, picture, condition, text, None)
+    return dataclasses.replace(record, label=label)
 
   def _edit_record(self, i: int, draw: np.random.Generator) -> Record:
     cfg = self.cfg

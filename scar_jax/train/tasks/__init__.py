@@ -77,6 +77,7 @@ class Task(Protocol):
 #     compiled step after the optimiser (dead codes).
 #   pictures(params, extra, frozen, batch, rng) -> {name: uint8 [n, H, W, 3]}.
 #   exempt: path prefixes of parameters that may stay replicated.
+#   new: path prefixes of parameters that a model named by `init_from` may lack.
 def optional(task: Task, name: str) -> Any:
   """An optional member of a task, or None."""
   return getattr(task, name, None)

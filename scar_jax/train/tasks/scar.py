@@ -173,9 +173,11 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
     order=order,
     grid=grid,
     num_sets=config.order.num_sets,
+    train_sets=config.order.train_sets,
     **scales,
     prefix_mask=prefix.mask,
     prefix_rope=prefix.rope,
+    prefix_ada=prefix.ada,
     text_rope=text.rope,
     cond_dropout=model.cond_dropout,
     text_dropout=model.text_dropout,
@@ -193,6 +195,11 @@ class ScarTask:
   """Joint training of compressor, text and decoder; see `tasks.Task`."""
 
   name = 'scar'
+  # What SCAR adds to a LlamaGen or a VAR, and the random order to a raster one.
+  new = (
+    *('prefix/', 'null_prefix', 'query'),
+    *('scale/prefix_', 'scale/text_', 'scale/pooled'),
+  )
 
   def __init__(
     self,

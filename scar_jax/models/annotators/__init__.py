@@ -1,0 +1,1 @@
+"""Frozen networks that draw control maps out of pictures."""
