@@ -200,6 +200,7 @@ class ScarTask:
     )
     self.frozen = {name: art.params for name, art in artifacts.items()}
     self.model = Scar(editor.model)
+    self.tokens = editor.model.make_order().num_targets
     self.weights = loss
     self.stop_target_grad = stop_target_grad
     self.codebook_init = codebook_init
