@@ -24,6 +24,8 @@ class Compilations(python_logging.Filter):
   """Counts and explains while it is entered.
 
   Attributes:
+    warm: whether what a step needs has been compiled; only then is a second
+      time worth a word.
     counts: compilations by the name of the function.
     again: one line for each recompilation of a function of this program.
     seconds: spent compiling.
@@ -31,6 +33,7 @@ class Compilations(python_logging.Filter):
 
   def __init__(self) -> None:
     super().__init__()
+    self.warm = False
     self.counts: collections.Counter[str] = collections.Counter()
     self.again: list[str] = []
     self.seconds = 0.0
@@ -46,7 +49,7 @@ class Compilations(python_logging.Filter):
       return 'persistent' not in text.lower() and 'cache entry' not in text
     if not text.startswith(_MISS):
       return True
-    if _AGAIN in text:
+    if self.warm and _AGAIN in text:
       lines = [line.strip() for line in text.splitlines()]
       self.again.append(' '.join(lines[1:]))
       logging.warning('compiled again: %s', self.again[-1])

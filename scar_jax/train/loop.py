@@ -80,6 +80,7 @@ def train(
   ):
     run = _prepare(config, workdir, mesh, task, loader)
     run.profiler = Profiler(profile, workdir / 'profile')
+    compiles.warm = True
     try:
       summary = _loop(run, stop)
     finally:

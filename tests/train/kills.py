@@ -66,7 +66,7 @@ def kill_once(workdir, rng):
     if moment == 'start-up':
       time.sleep(rng.uniform(0.0, 3.0))
     else:
-      end = time.monotonic() + 120
+      end = time.monotonic() + 600
       while len(losses(workdir)) <= before and time.monotonic() < end:
         time.sleep(0.01)
       time.sleep(rng.uniform(0.0, 0.8))
