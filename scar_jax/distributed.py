@@ -178,6 +178,13 @@ def all_agree(good: bool) -> bool:
   return bool(multihost_utils.process_allgather(np.asarray(good)).all())
 
 
+def on_host(array: jax.Array) -> np.ndarray:
+  """All values of an array, on every host, however it is spread."""
+  if array.is_fully_addressable or array.is_fully_replicated:
+    return np.asarray(array)
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
 def wait_for_all(what: str) -> None:
   """Blocks until every process is here."""
   if jax.process_count() > 1:

@@ -27,7 +27,7 @@ from scar_jax.train.optim import make_optimizer
 from scar_jax.train.profile import Profiler, Window
 from scar_jax.train.report import describe_memory, describe_parameters
 from scar_jax.train.signals import StopRequest
-from scar_jax.train.speed import Speed
+from scar_jax.train.speed import Speed, peak_flops
 from scar_jax.train.step import compile_step, make_step
 from scar_jax.train.tasks import Task, optional
 from scar_jax.types import PyTree
@@ -296,7 +296,8 @@ def _speed(run: _Run) -> Speed:
   return Speed(
     batch,
     tokens=optional(run.task, 'tokens') or 0,
-    flops=flops(batch) if flops else 0.0,
+    flops=sum(flops(batch).values()) if flops else 0.0,
+    peak=peak_flops(run.mesh.devices.flat[0].device_kind),
     devices=run.mesh.size,
   )
 

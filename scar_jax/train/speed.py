@@ -13,6 +13,26 @@ from typing import Any
 import jax
 
 _GIB = 2**30
+# FLOP/s of dense bfloat16 matrix products, by the first words of
+# `device_kind`. Sources: the pages of Cloud TPU on each generation; data sheets
+# of the A100 and H100 (SXM, without sparsity).
+_PEAK_FLOPS = {
+  'TPU v4': 2.75e14,
+  'TPU v5 lite': 1.97e14,
+  'TPU v5e': 1.97e14,
+  'TPU v5': 4.59e14,
+  'TPU v6 lite': 9.18e14,
+  'TPU v6e': 9.18e14,
+  'NVIDIA A100': 3.12e14,
+  'NVIDIA H100': 9.89e14,
+  'NVIDIA H200': 9.89e14,
+}
+
+
+def peak_flops(device_kind: str) -> float:
+  """FLOP/s of one device at its best, bfloat16; 0 if it is not known."""
+  named = [name for name in _PEAK_FLOPS if device_kind.startswith(name)]
+  return _PEAK_FLOPS[max(named, key=len)] if named else 0.0
 
 
 class Speed:

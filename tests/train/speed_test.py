@@ -43,6 +43,19 @@ def test_what_is_not_known_is_not_reported():
   assert not {'mfu', 'tokens_per_second_per_chip'} & {*found}
 
 
+@pytest.mark.parametrize(
+  ('kind', 'peak'),
+  [
+    ('TPU v5 lite', 1.97e14),
+    ('TPU v5p', 4.59e14),
+    ('NVIDIA H100 80GB HBM3', 9.89e14),
+    ('cpu', 0.0),
+  ],
+)
+def test_peak_of_a_chip_by_its_longest_name(kind, peak):
+  assert speed_lib.peak_flops(kind) == peak
+
+
 def test_memory_of_the_fullest_device(monkeypatch):
   class Device:
     def __init__(self, stats):

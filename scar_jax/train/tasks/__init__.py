@@ -76,10 +76,9 @@ class Task(Protocol):
 #   post_update(params, extra, rng, step) -> (params, extra): runs in the
 #     compiled step after the optimiser (dead codes).
 #   pictures(params, extra, frozen, batch, rng) -> {name: uint8 [n, H, W, 3]}.
+#   flops(batch) -> {part: FLOPs}: what a step of so many images must spend.
 #   exempt: path prefixes of parameters that may stay replicated.
 #   tokens: target tokens of an image, for rates.
-#   flops(batch) -> float: of one optimiser step on so many images, over all
-#     devices, for model-FLOPs utilisation.
 def optional(task: Task, name: str) -> Any:
   """An optional member of a task, or None."""
   return getattr(task, name, None)
