@@ -18,7 +18,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from scar_jax import config as config_lib
-from scar_jax import sharding
+from scar_jax import paths, sharding
 from scar_jax.artifacts import load_artifact
 from scar_jax.config import Config
 from scar_jax.train import tasks
@@ -88,13 +88,9 @@ def make_loader(config: Config, mesh: Mesh, workdir: epath.Path) -> Any:
     workers=data.workers,
     strict=data.strict,
     max_bad_share=data.max_bad_share,
-    workdir=local_folder(workdir),
+    # A bucket cannot append; there the log alone lists them.
+    workdir=None if paths.is_remote(workdir) else pathlib.Path(workdir),
   )
-
-
-def local_folder(workdir: epath.Path) -> pathlib.Path | None:
-  """The work directory if it lies on a file system, which can append."""
-  return pathlib.Path(workdir) if isinstance(workdir, pathlib.Path) else None
 
 
 @functools.lru_cache(maxsize=16)

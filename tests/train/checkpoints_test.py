@@ -97,6 +97,22 @@ def test_restores_bit_equal_on_another_mesh(saved, devices, axes):
   assert losses[0] == pytest.approx(loss, rel=1e-5)
 
 
+def test_from_8_devices_to_4_to_1_and_back_bit_by_bit(saved, tmp_path):
+  workdir, state, _ = saved
+  meshes = [(4, {'fsdp': 4}), (1, {}), (8, {'data': 4, 'tensor': 2})]
+  for number, (devices, axes) in enumerate(meshes):
+    toy = _Toy(devices, **axes)
+    store = _store(workdir)
+    found, position = store.restore(toy.abstract, required=True)
+    store.close()
+    assert jax.tree.map(lambda x: x.sharding, found) == toy.places
+    workdir = tmp_path / str(number)
+    store = _store(workdir)
+    store.save(found, position)
+    store.close()
+  _equal(found, state)
+
+
 def _line(caught, name):
   lines = [
     r.getMessage() for r in caught if f'ignored {name} ' in r.getMessage()
