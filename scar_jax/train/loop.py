@@ -85,11 +85,11 @@ def train(
       summary = _loop(run, stop)
     finally:
       run.profiler.close()
+      run.writer.close()
       run.progress.close()
       run.close_loader()
       with metrics.stage('finish checkpoints'):
         run.checkpoints.close()
-      run.writer.close()
     if not summary['stopped']:
       with metrics.stage('artifact'):
         summary['artifact'] = _export(run)
@@ -260,9 +260,9 @@ def _loop(run: _Run, stop: StopRequest) -> dict[str, Any]:
     saved = step
 
   while step < cfg.steps and not stop.before(step + 1):
+    run.profiler.before(step + 1)
     with speed.spend('data'):
       local = next(run.loader)
-    run.profiler.before(step + 1)
     batch = inputs.place_batch(local, run.mesh)
     run.state, values = run.step(run.state, run.frozen, batch)
     step += 1

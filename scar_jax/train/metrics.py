@@ -99,11 +99,12 @@ class _Lines:
 
   def __init__(self, path: epath.Path):
     self._path, self._fresh = path, False
-    self._text = self._file = None
-    if paths.is_remote(path):
-      self._text = [path.read_text()] if path.exists() else []
-    else:
+    self._text: list[str] = []
+    self._file: Any = None
+    if not paths.is_remote(path):
       self._file = path.open('a')
+    elif path.exists():
+      self._text = [path.read_text()]
 
   def add(self, line: str) -> None:
     if self._file is not None:

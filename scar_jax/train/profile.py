@@ -5,10 +5,15 @@ process 0: open it with TensorBoard or xprof. Used by `train/loop.py`.
 """
 
 import os
+import pathlib
 import re
+import tempfile
 
 import jax
 from absl import logging
+from etils import epath
+
+from scar_jax import paths
 
 Window = tuple[int, int]
 
@@ -42,15 +47,18 @@ class Profiler:
     tracing: a trace is being taken.
   """
 
-  def __init__(self, window: Window | None, folder: str | os.PathLike[str]):
+  def __init__(self, window: Window | None, folder: paths.PathLike):
     self._window = window if jax.process_index() == 0 else None
-    self._folder = os.fspath(folder)
-    self.tracing = False
+    self._folder = paths.folder(folder)
+    self._here = epath.Path(self._folder)  # where the profiler can write
+    self.tracing = self._taken = False
 
   def before(self, step: int) -> None:
     """Starts at the first step of the window."""
     if self._window and not self.tracing and step == self._window[0]:
-      jax.profiler.start_trace(self._folder)
+      if paths.is_remote(self._folder):
+        self._here = epath.Path(tempfile.mkdtemp())
+      jax.profiler.start_trace(os.fspath(self._here))
       self.tracing = True
 
   def after(self, step: int, result: object) -> None:
@@ -60,8 +68,15 @@ class Profiler:
       self.close()
 
   def close(self) -> None:
-    """Ends a trace that the run ended in."""
-    if self.tracing:
-      jax.profiler.stop_trace()
-      self.tracing = False
-      logging.info('trace of steps %s in %s', self._window, self._folder)
+    """Ends a trace that the run ended in; tells of one that never began."""
+    if not self.tracing:
+      if self._window and not self._taken:
+        logging.warning('no trace: step %d was not taken', self._window[0])
+      return
+    jax.profiler.stop_trace()
+    self.tracing, self._taken = False, True
+    if self._here != self._folder:
+      for file in pathlib.Path(self._here).rglob('*.*'):
+        there = self._folder / file.relative_to(self._here)
+        there.write_bytes(file.read_bytes())
+    logging.info('trace of steps %s in %s', self._window, self._folder)

@@ -97,7 +97,7 @@ def test_a_window_of_steps_that_cannot_be(text):
     read_window(text)
 
 
-def test_steps_of_the_window_are_traced(tmp_path):
+def test_steps_of_the_window_are_traced(tmp_path, caplog):
   assert read_window('') is None
   profiler = Profiler(read_window('2:3'), tmp_path)
   for step in range(1, 5):
@@ -106,4 +106,9 @@ def test_steps_of_the_window_are_traced(tmp_path):
     time.sleep(0.01)
     assert profiler.tracing == (step == 2)
   profiler.close()
+  assert 'no trace' not in caplog.text
   assert len(list(tmp_path.rglob('*.xplane.pb'))) == 1
+  late = Profiler((9, 9), tmp_path)
+  late.before(10)
+  late.close()
+  assert 'no trace: step 9 was not taken' in caplog.text
