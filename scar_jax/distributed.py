@@ -9,6 +9,7 @@ JAX itself reads the addresses off Cloud TPU, GKE, Slurm and Open MPI
 (`jax.distributed.initialize`); here it is only decided whether to ask.
 """
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +26,9 @@ _INDEX = ('JAX_PROCESS_ID', 'NODE_RANK')
 _PORT = 'JAX_COORDINATOR_PORT'
 _SLURM = ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID')
 _TIMEOUT_SECS = 300
+# After an error in one process the others learn of it so much later.
+_SHUTDOWN_SECS = 60
+_BARRIERS = itertools.count()  # a barrier's name is used once
 
 
 def start(
@@ -67,9 +71,13 @@ def start(
         # All devices of this host are ours, whatever a scheduler is around.
         cluster_detection_method='deactivate',
         initialization_timeout=_TIMEOUT_SECS,
+        shutdown_timeout_seconds=_SHUTDOWN_SECS,
       )
     else:
-      jax.distributed.initialize(initialization_timeout=_TIMEOUT_SECS)
+      jax.distributed.initialize(
+        initialization_timeout=_TIMEOUT_SECS,
+        shutdown_timeout_seconds=_SHUTDOWN_SECS,
+      )
   except (ValueError, RuntimeError) as error:
     raise ValueError(
       f'the processes of this program did not find each other '
@@ -165,6 +173,7 @@ def word_of_first(values: Sequence[int], length: int = 64) -> list[int]:
   """Numbers that process 0 has, on every process; at most `length`, not -1."""
   if jax.process_count() == 1:
     return list(values)
+  wait_for_all('word of the first')
   padded = np.full(length, -1, np.int64)
   padded[: len(values)] = np.asarray(values[:length], np.int64)
   told = multihost_utils.broadcast_one_to_all(padded.astype(np.int32))
@@ -175,6 +184,7 @@ def all_agree(good: bool) -> bool:
   """Whether it is true on every process."""
   if jax.process_count() == 1:
     return good
+  wait_for_all('all agree')
   return bool(multihost_utils.process_allgather(np.asarray(good)).all())
 
 
@@ -185,7 +195,22 @@ def on_host(array: jax.Array) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def wait_for_all(what: str) -> None:
-  """Blocks until every process is here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
+def wait_for_all(what: str, timeout_secs: int = 3600) -> None:
+  """Blocks until every process is here, without a word to the devices.
+
+  Connections between devices are made at the first collective, by a deadline of
+  seconds: one host that compiles longer than the others would miss it.
+
+  Raises:
+    RuntimeError: another process did not come.
+  """
+  count = jax.process_count()
+  if count > 1:
+    # Orbax is heavy, and one process does not need it.
+    from orbax.checkpoint import multihost
+
+    multihost.sync_global_processes(
+      f'scar_jax: {what} {next(_BARRIERS)}',
+      timeout=timeout_secs,
+      processes=set(range(count)),
+    )

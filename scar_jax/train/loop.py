@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from scar_jax import artifacts, paths, sharding
+from scar_jax import artifacts, distributed, paths, sharding
 from scar_jax import config as config_lib
 from scar_jax.config import Config
 from scar_jax.train import inputs, metrics
@@ -81,6 +81,7 @@ def train(
     run = _prepare(config, workdir, mesh, task, loader)
     run.profiler = Profiler(profile, workdir / 'profile')
     compiles.warm = True
+    distributed.wait_for_all('first step')
     try:
       summary = _loop(run, stop)
     finally:
