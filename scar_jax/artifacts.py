@@ -2,8 +2,10 @@
 
 In: a kind, its config dataclass and parameters. Out: a directory with
 `config.json` (kind, config, fingerprint, notes) and `params` (orbax). It is
-written beside its place and renamed, so a half-written one is never found. A
-work directory may be named in place of the artifact that it holds.
+written beside its place and renamed, or in a bucket gets its `config.json`
+last, so a half-written one is never found. Of parameters that are spread over
+several processes each writes its part. A work directory may be named in place
+of the artifact that it holds.
 """
 
 import dataclasses
@@ -11,16 +13,17 @@ import hashlib
 import importlib
 import json
 import os
-import pathlib
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import Mesh
 
+from scar_jax import distributed, paths
 from scar_jax.config_values import nearest, read_section
 from scar_jax.sharding import frozen_shardings, path_name
 from scar_jax.streaming import Lazy, write_params
@@ -52,11 +55,21 @@ class Artifact:
 
 def fingerprint(config: Any, params: PyTree) -> str:
   """Twelve hex digits of a hash over config, paths, shapes and values."""
+  return _digest(config, _by_name(params))
+
+
+def _by_name(params: PyTree) -> list[tuple[str, Any]]:
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  named = [(path_name(path), leaf) for path, leaf in leaves]
+  return sorted(named, key=lambda item: item[0])
+
+
+def _digest(config: Any, named: Iterable[tuple[str, Any]]) -> str:
+  """Hash over config and arrays, which come in the order of their names."""
   digest = hashlib.sha256()
   plain = dataclasses.asdict(config)
   digest.update(json.dumps(plain, sort_keys=True, default=str).encode())
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  for name, leaf in sorted((path_name(p), x) for p, x in leaves):
+  for name, leaf in named:
     array = np.asarray(jax.device_get(leaf))
     digest.update(f'{name}{array.shape}{array.dtype}'.encode())
     digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -72,6 +85,9 @@ def save_artifact(
 ) -> str:
   """Writes an artifact, in place of an older one at the same path.
 
+  Where parameters are spread over processes, all of them call this together
+  and no host holds more than its share and one whole array.
+
   Args:
     directory: where it goes.
     kind: a short noun.
@@ -80,57 +96,116 @@ def save_artifact(
     meta: JSON-able notes.
 
   Returns:
-    Its fingerprint.
+    Its fingerprint; '' on processes other than the first.
 
   Raises:
     ValueError: a parameter is not finite.
   """
-  target = pathlib.Path(directory).absolute()
-  params = jax.tree.map(
-    lambda x: x if isinstance(x, Lazy) else np.asarray(jax.device_get(x)),
-    params,
+  target = paths.folder(directory)
+  spread = any(
+    isinstance(x, jax.Array) and not x.is_fully_addressable
+    for x in jax.tree.leaves(params)
   )
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    # bfloat16 is not a numpy floating type: widen before the test.
-    wide = np.asarray(leaf).astype(np.float32, copy=False)
-    if not np.isfinite(wide).all():
-      raise ValueError(
-        f'{kind}: parameter {path_name(path)} is not finite; not exported'
-      )
-  mark = fingerprint(config, params)
-  part = target.with_name(f'{target.name}.part')
-  shutil.rmtree(part, ignore_errors=True)
-  part.mkdir(parents=True)
+  if not spread:
+    params = jax.tree.map(
+      lambda x: x if isinstance(x, Lazy) else np.asarray(jax.device_get(x)),
+      params,
+    )
+  _check_finite(kind, params, spread)
+  remote = paths.is_remote(target)
+  part = target if remote else target.with_name(f'{target.name}.part')
+  first = not spread or jax.process_index() == 0
+  if first:
+    # Without its description a directory in a bucket is not found.
+    (part / 'config.json').unlink(missing_ok=True)
+    part.rmtree(missing_ok=True)
+    part.mkdir(parents=True)
+  if spread:
+    distributed.wait_for_all('artifact: directory')
   write_params(part / 'params', params)
-  cls = type(config)
-  description = {
-    'format': FORMAT,
-    'kind': kind,
-    'class': f'{cls.__module__}:{cls.__qualname__}',
-    'config': dataclasses.asdict(config),
-    'fingerprint': mark,
-    'meta': dict(meta or {}),
-  }
-  text = json.dumps(description, indent=1, sort_keys=True)
-  (part / 'config.json').write_text(text + '\n')
-  if target.exists():
-    old = target.with_name(f'{target.name}.old')
-    shutil.rmtree(old, ignore_errors=True)
-    target.rename(old)
-    part.rename(target)
-    shutil.rmtree(old)
-  else:
-    part.rename(target)
+  mark = ''
+  if first:
+    mark = (
+      _digest(config, _stored(part / 'params', params))
+      if spread
+      else fingerprint(config, params)
+    )
+    cls = type(config)
+    description = {
+      'format': FORMAT,
+      'kind': kind,
+      'class': f'{cls.__module__}:{cls.__qualname__}',
+      'config': dataclasses.asdict(config),
+      'fingerprint': mark,
+      'meta': dict(meta or {}),
+    }
+    text = json.dumps(description, indent=1, sort_keys=True)
+    paths.write_text(part / 'config.json', text + '\n')
+    if not remote:
+      paths.swap_in(part, target)
+  if spread:
+    distributed.wait_for_all('artifact: in its place')
   return mark
 
 
-def find_artifact(path: str | os.PathLike[str]) -> pathlib.Path:
+def _check_finite(kind: str, params: PyTree, spread: bool) -> None:
+  """Names the first parameter that is not finite, on every process."""
+
+  def finite(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+  # bfloat16 is not a numpy floating type: widen before the test.
+  good = (
+    jax.device_get(jax.jit(finite)(params))
+    if spread
+    else jax.tree.map(
+      lambda x: np.isfinite(np.asarray(x).astype(np.float32, copy=False)).all(),
+      params,
+    )
+  )
+  for path, fine in jax.tree_util.tree_leaves_with_path(good):
+    if not fine:
+      raise ValueError(
+        f'{kind}: parameter {path_name(path)} is not finite; not exported'
+      )
+
+
+def _stored(
+  folder: epath.Path, params: PyTree
+) -> Iterable[tuple[str, np.ndarray]]:
+  """Path and value of each parameter on disk, read whole, one at a time.
+
+  The first process alone reads: the fingerprint of an artifact must not depend
+  on how many processes wrote it.
+  """
+  alone = ocp.options.MultiprocessingOptions(
+    active_processes={jax.process_index()},
+    primary_host=jax.process_index(),
+    barrier_sync_key_prefix='fingerprint',
+  )
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+  with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+    for name, leaf in _by_name(params):
+      tree: Any = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+      restore: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+      for key in reversed(name.split('/')):
+        tree, restore = {key: tree}, {key: restore}
+      found = reader.restore(
+        folder,
+        args=ocp.args.PyTreeRestore(
+          tree, restore_args=restore, partial_restore=True
+        ),
+      )
+      yield name, jax.tree.leaves(found)[0]
+
+
+def find_artifact(path: str | os.PathLike[str]) -> epath.Path:
   """The artifact directory that a path names, a work directory's included.
 
   Raises:
     ValueError: there is none; lists what lies there.
   """
-  given = pathlib.Path(path)
+  given = paths.folder(path)
   for place in (given, given / 'artifact'):
     if (place / 'config.json').is_file() and (place / 'params').is_dir():
       return place
@@ -189,7 +264,7 @@ def load_artifact(
   cls = getattr(importlib.import_module(module), name)
   config = read_section(description['kind'], cls, description['config'])
   with ocp.StandardCheckpointer() as reader:
-    stored = reader.metadata(place.absolute() / 'params').item_metadata.tree
+    stored = reader.metadata(place / 'params').item_metadata.tree
     shapes = jax.tree.map(
       lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), stored
     )
@@ -198,7 +273,7 @@ def load_artifact(
       shapes,
       _placement(shapes, mesh),
     )
-    params = reader.restore(place.absolute() / 'params', target)
+    params = reader.restore(place / 'params', target)
   return Artifact(
     kind=description['kind'],
     config=config,

@@ -331,12 +331,6 @@ def frozen_shardings(
   return jax.tree.map(place, tree)
 
 
-def to_hosts(tree: PyTree, mesh: Mesh) -> PyTree:
-  """A whole copy on each device, so that any host can read all of it."""
-  copy = jax.jit(lambda t: t, out_shardings=replicated(mesh))
-  return copy(tree)
-
-
 def check_coverage(
   params: PyTree,
   shardings: PyTree,

@@ -13,9 +13,10 @@ _CHATTY = ('orbax', 'grain', 'tensorboardX')
 
 
 def say(text: str) -> None:
-  """One line for the user."""
-  sys.stdout.write(text + '\n')
-  sys.stdout.flush()
+  """One line for the user; nothing for an empty text."""
+  if text:
+    sys.stdout.write(text + '\n')
+    sys.stdout.flush()
 
 
 class _NoChatter(python_logging.Filter):

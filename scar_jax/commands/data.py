@@ -97,7 +97,7 @@ def _inspect(args: Args) -> str:
     say(f'  and {len(found.bad) - _LISTED} more: {found.reasons()}')
   summary = {'source': source.describe(), **found.summary()}
   if len(found.bad) < found.seen and (given.batches or given.page):
-    loader = make_loader(config, None)
+    loader = make_loader(config)
     try:
       batch = next(loader)
       if given.batches:

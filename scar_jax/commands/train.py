@@ -4,6 +4,8 @@ In: `--config=FILE:VARIANT`, `--workdir`, `--config.a.b=v`. Out: the work
 directory of `train/loop.py`.
 """
 
+import signal
+
 from absl import flags
 
 from scar_jax.commands.parsing import Args, load_config
@@ -33,7 +35,26 @@ def define(values: flags.FlagValues) -> None:
     flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool(
-    'distributed', False, 'One process of several: start jax.distributed.',
+    'distributed', None,
+    'True: one process of several, join the others. False: never. '
+    'Not given: as Slurm, GKE or Open MPI say.',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_string(
+    'coordinator', '', 'HOST:PORT of process 0, where no scheduler says it.',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    'processes', None, 'How many processes there are, with --coordinator.',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    'process', None, 'Index of this process from 0, with --coordinator.',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_string(
+    'profile', '',
+    'FIRST:LAST steps whose trace is written to the work directory.',
     flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool(
@@ -47,11 +68,15 @@ def run(args: Args) -> str:
 
   Raises:
     ValueError: see `config.check` and `train.loop.train`.
+    SystemExit: a signal stopped the run; the status is that of a program that
+      it ended, so that a scheduler starts the run again.
   """
   import jax
 
   from scar_jax import config as config_lib
+  from scar_jax import distributed
   from scar_jax.commands.console import say
+  from scar_jax.train.profile import read_window
 
   given = args.flags
   for name in ('config',) if given.check else ('config', 'workdir'):
@@ -64,18 +89,30 @@ def run(args: Args) -> str:
   config = config_lib.check(load_config(given.config, overrides))
   if given.check:
     return config_lib.to_json(config).rstrip()
-  if given.distributed:
-    jax.distributed.initialize()
-  say(
+  window = read_window(given.profile)
+  distributed.start(
+    given.distributed, given.coordinator, given.processes, given.process
+  )
+  distributed.check_joined()
+  first = jax.process_index() == 0
+
+  def tell(text: str) -> None:
+    if first:
+      say(text)
+
+  tell(
     f'training {config.task} from {given.config} for {config.train.steps} '
     f'steps of {config.data.batch} images on {jax.device_count()} '
     f'{jax.devices()[0].platform} device(s), into {given.workdir}'
   )
   from scar_jax.train.loop import train
 
-  summary = train(config, given.workdir)
+  summary = train(config, given.workdir, profile=window)
   if summary['stopped']:
-    return f'stopped by {summary["stopped"]} at step {summary["steps"]}, saved'
+    tell(f'stopped by {summary["stopped"]} at step {summary["steps"]}, saved')
+    raise SystemExit(128 + signal.Signals[summary['stopped']])
+  if not first:
+    return ''
   loss = summary['metrics'].get('loss')
   return (
     f'done: {summary["steps"]} steps, '

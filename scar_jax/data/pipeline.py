@@ -3,8 +3,8 @@
 In: a `Source`, a text encoder, sizes, a seed. Out: an iterator of
 `types.Batch` dicts of numpy arrays, the local rows of each global batch.
 
-Global batch k holds places [k*B, (k+1)*B) of one sample stream and process p
-of P the p-th contiguous block of its rows, so the state is one number, the
+Global batch k holds places [k*B, (k+1)*B) of one sample stream and each process
+loads the rows of it that its devices hold, so the state is one number, the
 next sample, whatever the number of hosts, workers or devices. A record that
 cannot be used keeps its place as a row with `valid=False`: no loss, counted,
 reported, and no other row moves.
@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -53,6 +54,7 @@ def make_loader(
   classes: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  rows: Sequence[int] | None = None,
   workers: int = 0,
   threads: int = 2,
   strict: bool = False,
@@ -76,6 +78,8 @@ def make_loader(
     classes: labels are below this number; 0 accepts any.
     process_index: this host.
     process_count: hosts that share the global batch.
+    rows: numbers of the rows of a global batch that this host loads, in the
+      order wanted; by default the process_index-th of equal blocks.
     workers: loader processes of this host; 0 loads in threads.
     threads: loader threads, without workers.
     strict: the first bad record stops the run.
@@ -92,7 +96,7 @@ def make_loader(
     raise ValueError(
       f'process {process_index} of {process_count}; accepted: 0 to count - 1'
     )
-  if batch < 1 or batch % process_count:
+  if rows is None and (batch < 1 or batch % process_count):
     low = max(1, batch // process_count) * process_count
     raise ValueError(
       f'data.batch={batch} is not a multiple of the {process_count} hosts;'
@@ -101,7 +105,14 @@ def make_loader(
     )
   if fit not in FITS:
     raise ValueError(f'fit={fit!r}; accepted: {", ".join(FITS)}')
-  rows = batch // process_count
+  if rows is None:
+    block = batch // process_count
+    rows = range(process_index * block, (process_index + 1) * block)
+  if not all(0 <= row < batch for row in rows):
+    raise ValueError(
+      f'rows {min(rows)} to {max(rows)} of a batch of data.batch={batch}; '
+      'accepted: 0 to batch - 1'
+    )
   plan = Batches(
     source=source,
     text=text,
@@ -114,8 +125,7 @@ def make_loader(
     fit=fit,
     classes=classes,
     batch=batch,
-    first_row=process_index * rows,
-    rows=rows,
+    rows=tuple(rows),
     columns=_columns(source),
   )
   name = f'.{process_index}' if process_index else ''
@@ -158,14 +168,13 @@ class Batches:
   fit: str
   classes: int
   batch: int
-  first_row: int
-  rows: int
+  rows: tuple[int, ...]
   columns: tuple[str, ...]
 
   def load(self, start: int, k: int) -> tuple[Batch, list[BadRecord]]:
     """The k-th batch from sample `start` on, and its bad records."""
-    n, size = self.rows, self.size
-    places = start + k * self.batch + self.first_row + np.arange(n)
+    n, size = len(self.rows), self.size
+    places = start + k * self.batch + np.asarray(self.rows, np.int64)
     records = self.records_at(places)
     out: dict[str, np.ndarray] = {'target': np.zeros((n, *size, 3), np.uint8)}
     if 'condition' in self.columns:

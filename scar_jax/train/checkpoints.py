@@ -8,7 +8,6 @@ not a whole checkpoint is reported, ignored, and never deleted.
 
 import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from scar_jax import distributed, paths
 from scar_jax.config import differences
 from scar_jax.train.state import TrainState
 from scar_jax.train.whole import WholeSteps, scan, unwhole_reason
@@ -80,7 +81,8 @@ class Checkpoints:
   """Saves and restores the states of one run.
 
   Args:
-    workdir: of the run; checkpoints lie in its folder `checkpoints`.
+    workdir: of the run, local or in a bucket; checkpoints lie in its folder
+      `checkpoints`, which all processes must see.
     config: plain dict of the config.
     keep: newest checkpoints kept, besides the best.
     best: name of the metric whose lowest value is best.
@@ -89,13 +91,13 @@ class Checkpoints:
 
   def __init__(
     self,
-    workdir: str | pathlib.Path,
+    workdir: paths.PathLike,
     config: Mapping[str, Any],
     keep: int = 2,
     best: str = 'loss',
     fingerprints: Mapping[str, str] | None = None,
   ):
-    self.folder = pathlib.Path(workdir).absolute() / 'checkpoints'
+    self.folder = paths.folder(workdir) / 'checkpoints'
     self._meta = {
       'layout': LAYOUT,
       'config': json.loads(json.dumps(config)),
@@ -234,8 +236,11 @@ class Checkpoints:
         run had another config, layout or artifact.
     """
     steps, ignored = scan(self.folder)
-    for line in ignored:
-      logging.warning('%s', line)
+    if jax.process_index() == 0:
+      for line in ignored:
+        logging.warning('%s', line)
+    # A folder of a network may not look the same from every host.
+    steps = distributed.word_of_first(steps[::-1])
     if not steps:
       if required:
         raise CheckpointError(
@@ -244,19 +249,23 @@ class Checkpoints:
           'Use another --workdir for a fresh start'
         )
       return None
-    for step in reversed(steps):
+    for step in steps:
       self._check_meta(step)
+      found, cause, reason = None, None, 'another process could not read it'
       try:
-        return self._read(step, abstract)
+        found = self._read(step, abstract)
       except Exception as error:
-        if step == steps[0]:
-          raise CheckpointError(
-            f'checkpoint {step} in {self.folder} cannot be read: {error}'
-          ) from error
-        logging.warning(
-          'ignored %d in %s: it cannot be read (%s)',
-          *(step, self.folder, str(error).splitlines()[:1]),
-        )
+        cause, reason = error, str(error)
+      if distributed.all_agree(found is not None):
+        return found
+      if step == steps[-1]:
+        raise CheckpointError(
+          f'checkpoint {step} in {self.folder} cannot be read: {reason}'
+        ) from cause
+      logging.warning(
+        'ignored %d in %s: it cannot be read (%s)',
+        *(step, self.folder, reason.splitlines()[:1]),
+      )
     return None
 
   def refuse_existing(self) -> None:
@@ -319,7 +328,7 @@ def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   return [d for d in differences(old, new) if not d.startswith(_FREE)]
 
 
-def read_json(folder: pathlib.Path, step: int, item: str) -> dict[str, Any]:
+def read_json(folder: epath.Path, step: int, item: str) -> dict[str, Any]:
   """A JSON item of one step, read without the arrays beside it."""
   return json.loads((folder / str(step) / item / 'metadata').read_text())
 
@@ -334,7 +343,7 @@ def abstract_with(shapes: PyTree, shardings: PyTree) -> PyTree:
 
 
 def newest_params(
-  workdir: str | pathlib.Path, abstract: PyTree
+  workdir: paths.PathLike, abstract: PyTree
 ) -> tuple[int, PyTree]:
   """`(step, params)` of the newest whole checkpoint of a run, to sample from.
 
@@ -345,7 +354,7 @@ def newest_params(
   Raises:
     CheckpointError: there is none.
   """
-  folder = pathlib.Path(workdir).absolute() / 'checkpoints'
+  folder = paths.folder(workdir) / 'checkpoints'
   steps, _ = scan(folder)
   if not steps:
     raise CheckpointError(f'no whole checkpoint in {folder}')

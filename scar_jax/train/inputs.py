@@ -4,6 +4,7 @@ In: a checked config and the mesh. Out: the task with its loaded artifacts, the
 data loader, and batches as global arrays. Called by `train/loop.py`.
 """
 
+import functools
 import importlib.metadata
 import pathlib
 import subprocess
@@ -13,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 
 from scar_jax import config as config_lib
-from scar_jax import sharding
+from scar_jax import paths, sharding
 from scar_jax.artifacts import load_artifact
 from scar_jax.config import Config
 from scar_jax.models.decoder import decoder_size
@@ -63,8 +65,18 @@ def make_task(
   return task or tasks.make_task(config, loaded), marks
 
 
-def make_loader(config: Config, workdir: pathlib.Path | None) -> Any:
-  """The training loader that the config describes."""
+def make_loader(
+  config: Config,
+  mesh: Mesh | None = None,
+  workdir: epath.Path | None = None,
+) -> Any:
+  """The training loader that the config describes, of this host's rows.
+
+  Args:
+    config: checked.
+    mesh: says which rows are this host's; by default equal blocks.
+    workdir: where bad records are listed; None lists them in the log alone.
+  """
   from scar_jax.data.pipeline import make_loader as make
   from scar_jax.data.sources import make_source
   from scar_jax.data.text import make_text
@@ -88,11 +100,31 @@ def make_loader(config: Config, workdir: pathlib.Path | None) -> Any:
     classes=text.classes if text is not None and text.kind == 'label' else 0,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    rows=local_rows(mesh, data.batch) if mesh else None,
     workers=data.workers,
     strict=data.strict,
     max_bad_share=data.max_bad_share,
-    workdir=workdir,
+    workdir=None if workdir is None else _local(workdir),
   )
+
+
+def _local(workdir: epath.Path) -> pathlib.Path | None:
+  """A folder that files can be appended to; None in a bucket."""
+  return None if paths.is_remote(workdir) else pathlib.Path(workdir)
+
+
+@functools.lru_cache(maxsize=16)
+def local_rows(mesh: Mesh, batch: int) -> tuple[int, ...]:
+  """Rows of a global batch that devices of this host hold, in order.
+
+  Hosts that a tensor axis spans hold the same rows; a mesh laid out along the
+  wires of a pod need not give a host one block of them.
+  """
+  places = sharding.batch_sharding(mesh).addressable_devices_indices_map(
+    (batch,)
+  )
+  held = {row for (part,) in places.values() for row in range(batch)[part]}
+  return tuple(sorted(held))
 
 
 def first_batch(loader: Any, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -102,12 +134,11 @@ def first_batch(loader: Any, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   loader.set_state(position)
   shapes = {k: (v.shape, v.dtype) for k, v in local.items()}
   listed = ', '.join(f'{k} {d}{list(s)}' for k, (s, d) in shapes.items())
-  logging.info('first batch: %s', listed)
-  count = jax.process_count()
+  logging.info('first batch of this host: %s', listed)
   where = sharding.batch_sharding(mesh)
   return {
     k: jax.ShapeDtypeStruct(
-      (shape[0] * count, *shape[1:]), dtype, sharding=where
+      (_global_rows(mesh, shape[0]), *shape[1:]), dtype, sharding=where
     )
     for k, (shape, dtype) in shapes.items()
   }
@@ -116,14 +147,29 @@ def first_batch(loader: Any, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
 def place_batch(local: Batch, mesh: Mesh) -> dict[str, jax.Array]:
   """The rows of this host as parts of global arrays."""
   where = sharding.batch_sharding(mesh)
-  return {
-    k: jax.make_array_from_process_local_data(where, np.asarray(v))
-    for k, v in local.items()
-  }
+
+  def place(value: np.ndarray) -> jax.Array:
+    batch = _global_rows(mesh, value.shape[0])
+    at = {row: i for i, row in enumerate(local_rows(mesh, batch))}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      rows = range(batch)[index[0]]
+      return value[at[rows[0]] : at[rows[0]] + len(rows)]
+
+    shape = (batch, *value.shape[1:])
+    return jax.make_array_from_callback(shape, where, part)
+
+  return {k: place(np.asarray(v)) for k, v in local.items()}
+
+
+def _global_rows(mesh: Mesh, rows: int) -> int:
+  """Rows of the global batch of which this host holds so many."""
+  ways = sharding.batch_ways(mesh)
+  return rows * ways // len(local_rows(mesh, ways))
 
 
 def write_config(
-  workdir: pathlib.Path, config: Config, fingerprints: Mapping[str, str]
+  workdir: epath.Path, config: Config, fingerprints: Mapping[str, str]
 ) -> None:
   """Writes the resolved config, versions and commit to `config.json`."""
   if jax.process_index():

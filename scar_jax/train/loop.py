@@ -6,7 +6,6 @@ says what is trained; tokenizer, encoder and SCAR share every line here.
 """
 
 import collections
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,17 +13,21 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 
-from scar_jax import artifacts, sharding
+from scar_jax import artifacts, distributed, paths, sharding
 from scar_jax import config as config_lib
 from scar_jax.config import Config
 from scar_jax.train import inputs, metrics
 from scar_jax.train import state as state_lib
 from scar_jax.train.checkpoints import Checkpoints, abstract_with
+from scar_jax.train.compilations import Compilations
 from scar_jax.train.optim import make_optimizer
+from scar_jax.train.profile import Profiler, Window
 from scar_jax.train.report import describe_memory, describe_parameters
 from scar_jax.train.signals import StopRequest
+from scar_jax.train.speed import Speed, peak_flops
 from scar_jax.train.start import start_from
 from scar_jax.train.step import compile_step, make_step
 from scar_jax.train.tasks import Task, optional
@@ -37,18 +40,21 @@ class TrainingError(RuntimeError):
 
 def train(
   config: Config,
-  workdir: str | pathlib.Path,
+  workdir: paths.PathLike,
   task: Task | None = None,
   loader: Any = None,
+  profile: Window | None = None,
 ) -> dict[str, Any]:
   """Trains, or goes on training, and exports the artifact.
 
   Args:
     config: checked.
-    workdir: of this run; created if absent.
+    workdir: of this run, local or `gs://...`; created if absent. All processes
+      of a run must see the same one.
     task: in place of the one that config names.
     loader: in place of the one that config describes: an iterator of batches
       with `get_state` and `set_state`.
+    profile: first and last step of a profiler trace.
 
   Returns:
     The summary that is also written to `summary.json`.
@@ -59,7 +65,7 @@ def train(
     TrainingError: too many steps in a row were not finite.
   """
   started = time.monotonic()
-  workdir = pathlib.Path(workdir)
+  workdir = paths.folder(workdir)
   mesh = sharding.make_mesh(vars(config.mesh))
   inputs.check_run(config, mesh)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -70,22 +76,28 @@ def train(
   )
   with (
     jax.set_mesh(mesh),
-    metrics.CompileCounter('train_step') as compiles,
+    Compilations() as compiles,
     StopRequest() as stop,
   ):
     run = _prepare(config, workdir, mesh, task, loader)
+    run.profiler = Profiler(profile, workdir / 'profile')
+    compiles.warm = True
+    distributed.wait_for_all('first step')
     try:
       summary = _loop(run, stop)
     finally:
+      run.profiler.close()
       run.writer.close()
       run.progress.close()
       run.close_loader()
       with metrics.stage('finish checkpoints'):
         run.checkpoints.close()
     if not summary['stopped']:
-      summary['artifact'] = _export(run)
+      with metrics.stage('artifact'):
+        summary['artifact'] = _export(run)
   summary |= {
-    'compilations': compiles.count,
+    'compilations': compiles.of('train_step'),
+    'compiled_again': compiles.again,
     'seconds': time.monotonic() - started,
   }
   if jax.process_index() == 0:
@@ -97,7 +109,7 @@ class _Run:
   """All objects of a run; filled by `_prepare`, used by `_loop`."""
 
   config: Config
-  workdir: pathlib.Path
+  workdir: epath.Path
   mesh: Mesh
   task: Task
   loader: Any
@@ -108,6 +120,7 @@ class _Run:
   checkpoints: Checkpoints
   writer: metrics.Writer
   progress: metrics.Progress
+  profiler: Profiler
   fingerprints: dict[str, str]
 
   def close_loader(self) -> None:
@@ -117,7 +130,7 @@ class _Run:
 
 def _prepare(
   config: Config,
-  workdir: pathlib.Path,
+  workdir: epath.Path,
   mesh: Mesh,
   task: Task | None,
   loader: Any,
@@ -137,7 +150,7 @@ def _prepare(
     run.fingerprints,
   )
   with metrics.stage('data'):
-    run.loader = loader or inputs.make_loader(config, workdir)
+    run.loader = loader or inputs.make_loader(config, mesh, workdir)
     batch = inputs.first_batch(run.loader, mesh)
   with metrics.stage('shapes and placement'):
     boxed = state_lib.abstract_variables(run.task, batch)
@@ -171,7 +184,8 @@ def _prepare(
     run.step = compile_step(step, abstract, run.frozen, batch, places)
     describe_memory(run.step)
   draw = optional(run.task, 'pictures')
-  run.pictures = jax.jit(draw) if draw else None
+  whole = sharding.replicated(mesh)  # so that host 0 has all of them
+  run.pictures = jax.jit(draw, out_shardings=whole) if draw else None
   host0 = jax.process_index() == 0
   run.writer = metrics.Writer(workdir, host0)
   run.progress = metrics.Progress(
@@ -214,13 +228,13 @@ def _restore_or_create(
 
 def _loop(run: _Run, stop: StopRequest) -> dict[str, Any]:
   """Stage 11: dispatch step n, read the scalars of n - 1, log, draw, save."""
-  cfg, batch_size = run.config.train, run.config.data.batch
+  cfg = run.config.train
   step, saved = int(run.state.step), int(run.state.step)
   waiting: tuple[int, Any] | None = None
   seen: collections.deque[tuple[int, Any]] = collections.deque(
     maxlen=cfg.max_bad_steps + 1
   )
-  means, recent = metrics.Means(), metrics.Means()
+  means, recent, speed = metrics.Means(), metrics.Means(), _speed(run)
   last: dict[str, float] = {}
 
   def read() -> None:
@@ -234,8 +248,9 @@ def _loop(run: _Run, stop: StopRequest) -> dict[str, Any]:
     _check_finite(at, values, seen, cfg.max_bad_steps)
     means.add(values)
     recent.add(values)
+    speed.step()
     if at % cfg.log_every == 0 or at == cfg.steps:
-      last = means.take(batch_size)
+      last = means.take() | speed.take()
       run.writer.scalars(at, last)
       text = f'loss {last["loss"]:.4f}  {last["steps_per_second"]:.2f} steps/s'
       logging.info('step %d of %d: %s', at, cfg.steps, text)
@@ -244,15 +259,20 @@ def _loop(run: _Run, stop: StopRequest) -> dict[str, Any]:
   def save() -> None:
     nonlocal saved
     read()
-    found = recent.take(batch_size) if recent else {}
-    run.checkpoints.save(run.state, run.loader.get_state(), found)
+    with speed.spend('checkpoint'):
+      position = run.loader.get_state()
+      run.checkpoints.save(run.state, position, recent.take())
+      run.writer.flush()
     saved = step
 
-  while step < cfg.steps and not stop:
-    local = next(run.loader)
+  while step < cfg.steps and not stop.before(step + 1):
+    run.profiler.before(step + 1)
+    with speed.spend('data'):
+      local = next(run.loader)
     batch = inputs.place_batch(local, run.mesh)
     run.state, values = run.step(run.state, run.frozen, batch)
     step += 1
+    run.profiler.after(step, values)
     read()
     waiting = (step, values)
     seen.append((step, local.get('index')))
@@ -264,7 +284,7 @@ def _loop(run: _Run, stop: StopRequest) -> dict[str, Any]:
   if saved != step:
     with metrics.stage('last checkpoint'):
       save()
-  if stop:
+  if stop.name:
     logging.warning('stopped by %s after step %d; saved', stop.name, step)
   return {
     'steps': step,
@@ -273,6 +293,19 @@ def _loop(run: _Run, stop: StopRequest) -> dict[str, Any]:
     'metrics': {k: v for k, v in last.items() if np.isfinite(v)},
     'parameters': sum(x.size for x in jax.tree.leaves(run.state.params)),
   }
+
+
+def _speed(run: _Run) -> Speed:
+  """What a step of this task moves and costs, as far as it says so."""
+  batch = run.config.data.batch
+  flops = optional(run.task, 'flops')
+  return Speed(
+    batch,
+    tokens=optional(run.task, 'tokens') or 0,
+    flops=sum(flops(batch).values()) if flops else 0.0,
+    peak=peak_flops(run.mesh.devices.flat[0].device_kind),
+    devices=run.mesh.size,
+  )
 
 
 def _check_finite(
@@ -312,22 +345,18 @@ def _draw(run: _Run, step: int, batch: Mapping[str, jax.Array]) -> None:
 
 
 def _export(run: _Run) -> str:
-  """Writes the artifact; returns its fingerprint."""
+  """Writes the artifact, each process its part; returns its fingerprint."""
   weights = run.state.ema or run.state.params
   kind, cfg, params = run.task.artifact(weights, run.state.extra)
-  params = sharding.to_hosts(params, run.mesh)
-  if jax.process_index():
-    return ''
-  with metrics.stage('artifact'):
-    return artifacts.save_artifact(
-      run.workdir / 'artifact',
-      kind,
-      cfg,
-      params,
-      {
-        'task': run.config.task,
-        'steps': int(run.state.step),
-        'ema': run.config.train.ema,
-        'made_from': run.fingerprints,
-      },
-    )
+  return artifacts.save_artifact(
+    run.workdir / 'artifact',
+    kind,
+    cfg,
+    params,
+    {
+      'task': run.config.task,
+      'steps': int(run.state.step),
+      'ema': run.config.train.ema,
+      'made_from': run.fingerprints,
+    },
+  )

@@ -1,4 +1,4 @@
-"""What a run tells: stages, scalars, pictures, progress, compilations.
+"""What a run tells: stages, scalars, pictures, progress.
 
 In: scalars of steps and small pictures. Out: `metrics.jsonl` always,
 TensorBoard events if `tensorboardX` is installed, PNGs in `pictures/`, a
@@ -6,21 +6,21 @@ progress bar on a terminal or log lines elsewhere. Only host 0 writes.
 """
 
 import contextlib
+import io
 import json
 import math
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-_COMPILED = '/jax/core/compile/backend_compile_duration'
+from scar_jax import paths
 
 
 @contextlib.contextmanager
@@ -32,29 +32,6 @@ def stage(name: str) -> Iterator[None]:
   logging.info('%s: %.1f s', name, time.monotonic() - start)
 
 
-class CompileCounter:
-  """Counts compilations of functions by name while it is entered.
-
-  Args:
-    name: of the function, as jit sees it.
-  """
-
-  def __init__(self, name: str):
-    self._name = f'jit({name})'
-    self.count = 0
-
-  def _listen(self, event: str, _: float, **facts: Any) -> None:
-    if event == _COMPILED and facts.get('fun_name') == self._name:
-      self.count += 1
-
-  def __enter__(self) -> 'CompileCounter':
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    jax.monitoring.unregister_event_duration_listener(self._listen)
-
-
 class Writer:
   """Scalars and pictures of one run.
 
@@ -63,13 +40,14 @@ class Writer:
     active: False writes nothing (hosts other than 0).
   """
 
-  def __init__(self, workdir: str | pathlib.Path, active: bool = True):
-    self.workdir = pathlib.Path(workdir)
+  def __init__(self, workdir: paths.PathLike, active: bool = True):
+    self.workdir = paths.folder(workdir)
     self.active = active
     self._board: Any = None
     if active:
       self.workdir.mkdir(parents=True, exist_ok=True)
-      self._file = (self.workdir / 'metrics.jsonl').open('a')
+      self._lines = _Lines(self.workdir / 'metrics.jsonl')
+      # In a bucket it needs google-cloud-storage, and says so likewise.
       with contextlib.suppress(ImportError):
         from tensorboardX import SummaryWriter
 
@@ -80,8 +58,7 @@ class Writer:
     if not self.active:
       return
     clean = {k: v if math.isfinite(v) else None for k, v in values.items()}
-    self._file.write(json.dumps({'step': step, **clean}) + '\n')
-    self._file.flush()
+    self._lines.add(json.dumps({'step': step, **clean}))
     if self._board is not None:
       for name, value in values.items():
         self._board.add_scalar(name, value, step)
@@ -97,17 +74,55 @@ class Writer:
     rows = [np.pad(r, ((0, 2), (0, width - r.shape[1]), (0, 0))) for r in rows]
     grid = np.concatenate(rows)
     folder = self.workdir / 'pictures'
-    folder.mkdir(exist_ok=True)
-    Image.fromarray(grid).save(folder / f'{step:08d}.png')
+    folder.mkdir(parents=True, exist_ok=True)
+    png = io.BytesIO()
+    Image.fromarray(grid).save(png, format='PNG')
+    (folder / f'{step:08d}.png').write_bytes(png.getvalue())
     if self._board is not None:
       self._board.add_image('/'.join(images), grid, step, dataformats='HWC')
+
+  def flush(self) -> None:
+    """Brings to a bucket what it has not seen; files are written at once."""
+    if self.active:
+      self._lines.flush()
 
   def close(self) -> None:
     """Flushes what is open."""
     if self.active:
-      self._file.close()
+      self._lines.close()
       if self._board is not None:
         self._board.close()
+
+
+class _Lines:
+  """A file that grows; in a bucket, which cannot append, it is rewritten."""
+
+  def __init__(self, path: epath.Path):
+    self._path, self._fresh = path, False
+    self._text: list[str] = []
+    self._file: Any = None
+    if not paths.is_remote(path):
+      self._file = path.open('a')
+    elif path.exists():
+      self._text = [path.read_text()]
+
+  def add(self, line: str) -> None:
+    if self._file is not None:
+      self._file.write(line + '\n')
+      self._file.flush()
+    else:
+      self._text.append(line + '\n')
+      self._fresh = True
+
+  def flush(self) -> None:
+    if self._fresh:
+      self._path.write_text(''.join(self._text))
+      self._fresh = False
+
+  def close(self) -> None:
+    self.flush()
+    if self._file is not None:
+      self._file.close()
 
 
 class Progress:
@@ -154,34 +169,25 @@ class Means:
 
   def __init__(self) -> None:
     self._values: dict[str, list[float]] = {}
-    self._start = time.monotonic()
 
   def add(self, values: Mapping[str, float]) -> None:
     """Adds the scalars of one step."""
     for name, value in values.items():
       self._values.setdefault(name, []).append(value)
 
-  def __bool__(self) -> bool:
-    return bool(self._values)
-
-  def take(self, batch: int) -> dict[str, float]:
-    """Means since the last call, with steps and images per second."""
-    steps = max(map(len, self._values.values()))
-    seconds = max(time.monotonic() - self._start, 1e-9)
+  def take(self) -> dict[str, float]:
+    """Means since the last call."""
     means = {}
     for name, values in self._values.items():
       # A skipped step has no loss; it is told by its counter.
       good = [v for v in values if math.isfinite(v)]
       picked = values[-1:] if name in self._LAST else good
       means[name] = float(np.mean(picked)) if picked else math.nan
-    means['steps_per_second'] = steps / seconds
-    means['images_per_second'] = batch * steps / seconds
-    self.__init__()
+    self._values = {}
     return means
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON beside its place and renames it."""
-  part = path.with_name(f'{path.name}.part')
-  part.write_text(json.dumps(value, indent=1, sort_keys=True) + '\n')
-  part.rename(path)
+def write_json(path: epath.Path, value: Any) -> None:
+  """Writes JSON whole or not at all."""
+  text = json.dumps(value, indent=1, sort_keys=True) + '\n'
+  paths.write_text(path, text)

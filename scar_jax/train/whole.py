@@ -5,16 +5,16 @@ one line for every entry that may not. Nothing is ever deleted here.
 """
 
 import json
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from etils import epath
 from orbax.checkpoint.path import step as step_lib
 
 ITEMS = ('params', 'train_state', 'data', 'meta')
 
 
-def unwhole_reason(path: pathlib.Path) -> str | None:
+def unwhole_reason(path: epath.Path) -> str | None:
   """Why an entry of a checkpoint folder is not a whole checkpoint, or None."""
   if not path.name.isdigit():
     return 'its name is not a step number'
@@ -30,8 +30,9 @@ def unwhole_reason(path: pathlib.Path) -> str | None:
   return f'without {", ".join(missing)}' if missing else None
 
 
-def scan(folder: pathlib.Path) -> tuple[list[int], list[str]]:
+def scan(folder: epath.PathLike) -> tuple[list[int], list[str]]:
   """Whole steps in numeric order, and one line for each other entry."""
+  folder = epath.Path(folder)
   steps, ignored = [], []
   for path in sorted(folder.iterdir()) if folder.is_dir() else ():
     reason = unwhole_reason(path)
@@ -59,7 +60,7 @@ class WholeSteps:
 
   def find_all(self, base_path: Any) -> Iterator[Any]:
     for found in self._inner.find_all(base_path):
-      if not unwhole_reason(pathlib.Path(found.path)):
+      if not unwhole_reason(epath.Path(found.path)):
         yield found
 
   def find_step(self, base_path: Any, step: int) -> Any:

@@ -120,6 +120,18 @@ def test_hosts_share_one_stream(hosts):
       )
 
 
+def test_a_host_loads_the_rows_that_its_devices_hold():
+  source = Numbers(50)
+  whole = take(loader(source, seed=1), 3)
+  # Two hosts that a tensor axis spans, and rows that lie apart.
+  for rows in ((0, 1, 2, 3), (0, 1, 6, 7)):
+    found = take(loader(source, seed=1, rows=rows), 3)
+    for a, b in zip(found, whole, strict=True):
+      same(a, {name: value[list(rows)] for name, value in b.items()})
+  with pytest.raises(ValueError, match=r'rows 0 to 8 .*data.batch=8'):
+    loader(source, rows=(0, 8))
+
+
 def test_c28_the_next_sample_is_160_whatever_the_layout(case):
   before = loader(seed=2)
   take(before, 20)

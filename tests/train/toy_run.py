@@ -38,4 +38,4 @@ def toy_train(workdir, bad=(), init_from='', **changes):
 
 
 if __name__ == '__main__':
-  toy_train(sys.argv[1], steps=int(sys.argv[2]), save_every=1)
+  toy_train(sys.argv[1], steps=int(sys.argv[2]), save_every=int(sys.argv[3]))

@@ -76,8 +76,10 @@ class Task(Protocol):
 #   post_update(params, extra, rng, step) -> (params, extra): runs in the
 #     compiled step after the optimiser (dead codes).
 #   pictures(params, extra, frozen, batch, rng) -> {name: uint8 [n, H, W, 3]}.
+#   flops(batch) -> {part: FLOPs}: what a step of so many images must spend.
 #   exempt: path prefixes of parameters that may stay replicated.
 #   new: path prefixes of parameters that a model named by `init_from` may lack.
+#   tokens: target tokens of an image, for rates.
 def optional(task: Task, name: str) -> Any:
   """An optional member of a task, or None."""
   return getattr(task, name, None)

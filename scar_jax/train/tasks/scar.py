@@ -16,6 +16,7 @@ from jaxtyping import Float
 from scar_jax import objectives
 from scar_jax.config import SCAR_SECTIONS
 from scar_jax.config_values import check_multiple
+from scar_jax.distributed import on_host
 from scar_jax.models.codebook_init import start_from_codebook
 from scar_jax.models.conditions import empty_conditions
 from scar_jax.models.decoder import decoder_size
@@ -215,9 +216,14 @@ class ScarTask:
     )
     self.frozen = {name: art.params for name, art in artifacts.items()}
     self.model = Scar(editor.model)
+    self.tokens = editor.model.make_order().num_targets
     self.weights = loss
     self.stop_target_grad = stop_target_grad
-    self.codebook_init = codebook_init
+    # On this host: a compiled function may not close over arrays that lie on
+    # several hosts.
+    self.codes = (
+      on_host(self.parts.codes(self.frozen)) if codebook_init else None
+    )
     # Before training, not at the first picture.
     check_guidance(editor.model, split_scales(editor.sample)[1].guidance_mode)
     check_smooth(editor.model, editor.sample)
@@ -235,11 +241,10 @@ class ScarTask:
       cond,
       accumulate=blank(cfg.patch_nums, cfg.latent_dim),
     )
-    if not self.codebook_init:
+    if self.codes is None:
       return fresh
-    codes = self.parts.codes(self.frozen)
     start = start_from_codebook(
-      fresh['params'], codes, jax.random.fold_in(rng, 1)
+      fresh['params'], self.codes, jax.random.fold_in(rng, 1)
     )
     return {**fresh, 'params': start}
 
