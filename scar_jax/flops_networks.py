@@ -1,8 +1,8 @@
 """Forward FLOPs of the frozen networks for one image or one text.
 
 In: the config of a tokenizer, a semantic encoder or a T5, and sizes. Out: FLOPs
-from shapes, 2 for each multiply-add of matrix products and convolutions (taps
-on padding included). Called by `flops.py`.
+from shapes, 2 for each multiply-add of matrix products and convolutions; taps
+on padding are left out. Called by `flops.py`.
 """
 
 from typing import Any
@@ -66,11 +66,11 @@ def tokenizer_encode_flops(
     places = (image_size // cfg.downsample) ** 2
     quantise = places * cfg.code_dim * (cfg.z_channels + cfg.codes)
     return _encoder(cfg, image_size) + 2.0 * quantise
-  places, C = cfg.side**2, cfg.code_dim
-  phis = len(cfg.patch_nums) * places * 9 * C * C
-  quantise = places * 9 * C * C + phis + cfg.num_tokens * cfg.codes * C
-  total = _encoder(cfg.backbone, image_size) + 2.0 * quantise
-  return total + 2.0 * phis if sums else total
+  phi = _conv(cfg.side, cfg.code_dim, cfg.code_dim)
+  phis = len(cfg.patch_nums) * phi
+  nearest = 2.0 * cfg.num_tokens * cfg.codes * cfg.code_dim
+  total = _encoder(cfg.backbone, image_size) + phi + phis + nearest
+  return total + phis if sums else total
 
 
 def tokenizer_decode_flops(cfg: Any, image_size: int) -> float:
@@ -79,12 +79,30 @@ def tokenizer_decode_flops(cfg: Any, image_size: int) -> float:
     places = (image_size // cfg.downsample) ** 2
     post = 2.0 * places * cfg.code_dim * cfg.z_channels
     return post + _decoder(cfg, image_size)
-  phis = (len(cfg.patch_nums) + 1) * cfg.side**2 * 9 * cfg.code_dim**2
-  return 2.0 * phis + _decoder(cfg.backbone, image_size)
+  phi = _conv(cfg.side, cfg.code_dim, cfg.code_dim)
+  phis = (len(cfg.patch_nums) + 1) * phi
+  return phis + _decoder(cfg.backbone, image_size)
+
+
+def conv_flops(
+  grid: tuple[int, int], inputs: int, outputs: int, stride: int = 1
+) -> float:
+  """A 3x3 convolution padded by one; at stride 2 by one in all.
+
+  Args:
+    grid: (h, w) of its output.
+    inputs: channels.
+    outputs: channels.
+    stride: 1, where both ends of an axis meet padding, or 2, where one does.
+  """
+  rows, columns = (3 * side - (2 if stride == 1 else 1) for side in grid)
+  return 2.0 * rows * columns * inputs * outputs
 
 
 def _conv(side: int, inputs: int, outputs: int, window: int = 3) -> float:
-  return 2.0 * side**2 * window**2 * inputs * outputs
+  if window == 3:
+    return conv_flops((side, side), inputs, outputs)
+  return 2.0 * side**2 * inputs * outputs
 
 
 def _res(side: int, inputs: int, outputs: int) -> float:
@@ -122,7 +140,7 @@ def _encoder(cfg: VQConfig, size: int) -> float:
         total += _attention(side, width)
     if level != last:
       side //= 2
-      total += _conv(side, width, width)
+      total += conv_flops((side, side), width, width, stride=2)
   total += _middle(cfg, side) + _conv(side, width, cfg.z_channels)
   return total + (_flat(cfg, size) if cfg.skip else 0.0)
 

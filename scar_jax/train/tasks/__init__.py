@@ -76,6 +76,7 @@ class Task(Protocol):
 #   post_update(params, extra, rng, step) -> (params, extra): runs in the
 #     compiled step after the optimiser (dead codes).
 #   pictures(params, extra, frozen, batch, rng) -> {name: uint8 [n, H, W, 3]}.
+#   flops(batch) -> {part: FLOPs}: what a step of so many images must spend.
 #   exempt: path prefixes of parameters that may stay replicated.
 def optional(task: Task, name: str) -> Any:
   """An optional member of a task, or None."""
