@@ -30,6 +30,13 @@ from scar_jax.train.tasks import make_task
 from scar_jax.train.tasks.scar import ScarTask, to_uint8
 from scar_jax.types import Array, PyTree
 
+# Two cores that look like one device, as on all later chips.
+_CHIP_CONFIG = {'v4': {'chip_config_name': 'megacore'}}
+_SHORTAGES = (
+  r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm',
+  r'temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM '
+  r'\(([\d.]+)([KMGT]?)\)',
+)
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -110,7 +117,9 @@ def devices_of(topology: Topology) -> tuple[Any, ...]:
   from jax.experimental import topologies
 
   sides = 'x'.join(map(str, topology.sides))
-  extra = {'num_slices': topology.slices} if topology.slices > 1 else {}
+  extra: dict[str, Any] = dict(_CHIP_CONFIG.get(topology.chip.name, {}))
+  if topology.slices > 1:
+    extra['num_slices'] = topology.slices
   try:
     found = topologies.get_topology_desc(
       platform='tpu', topology_name=f'{topology.chip.name}:{sides}', **extra
@@ -323,7 +332,7 @@ def _peak(compiled: jax.stages.Compiled) -> float:
 
 def read_shortage(message: str) -> tuple[float, float] | None:
   """(bytes needed, bytes there) of the compiler's out-of-memory message."""
-  found = re.search(r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm', message)
+  found = next(filter(None, (re.search(s, message) for s in _SHORTAGES)), None)
   if not found:
     return None
   needed, unit, there, other = found.groups()
