@@ -21,11 +21,12 @@ from scar_jax import sharding
 from scar_jax.config import Config, batch_per_device, check_tensor_axis
 from scar_jax.extras import require
 from scar_jax.plan.chips import Topology
+from scar_jax.plan.kernels import kernel_flops
 from scar_jax.plan.networks import abstract_artifacts
 from scar_jax.sampling import generate, split_scales
 from scar_jax.train.assemble import Assembly, assemble
 from scar_jax.train.checkpoints import abstract_with
-from scar_jax.train.step import compile_step
+from scar_jax.train.step import trace_step
 from scar_jax.train.tasks import make_task
 from scar_jax.train.tasks.scar import ScarTask, to_uint8
 from scar_jax.types import Array, PyTree
@@ -191,8 +192,8 @@ def abstract_batch(
 def compile_train(setup: Setup) -> Program:
   """The optimiser step, as `scar train` compiles it."""
 
-  def build() -> jax.stages.Compiled:
-    return compile_step(
+  def trace() -> jax.stages.Traced:
+    return trace_step(
       setup.assembly.step,
       setup.state,
       setup.frozen,
@@ -203,7 +204,7 @@ def compile_train(setup: Setup) -> Program:
   state = setup.state
   return _compile(
     setup,
-    build,
+    trace,
     {
       'parameters': state.params,
       'optimizer': state.opt_state,
@@ -234,16 +235,16 @@ def compile_sample(setup: Setup) -> Program:
     sharding=sharding.batch_sharding(setup.mesh),
   )
 
-  def build() -> jax.stages.Compiled:
+  def trace() -> jax.stages.Traced:
     program = jax.jit(sample_program(task))
-    return program.lower(params, setup.frozen, given, seeds).compile()
+    return program.trace(params, setup.frozen, given, seeds)
 
   arguments = {
     'parameters': params,
     'frozen networks': setup.frozen,
     'batch': (given, seeds),
   }
-  return _compile(setup, build, arguments)
+  return _compile(setup, trace, arguments)
 
 
 _ONLY_TRAINING = ('target', 'valid', 'index')
@@ -273,16 +274,18 @@ def sample_program(task: ScarTask) -> Callable[..., Array]:
 
 def _compile(
   setup: Setup,
-  build: Callable[[], jax.stages.Compiled],
+  trace: Callable[[], jax.stages.Traced],
   arguments: Mapping[str, PyTree],
 ) -> Program:
   """Runs the compiler; too little memory is an answer, not an error."""
   parts = {name: bytes_per_device(tree) for name, tree in arguments.items()}
   started = time.monotonic()
   text, limit, fits = '', 0.0, True
+  with jax.set_mesh(setup.mesh):
+    traced = trace()
+    lowered = traced.lower()
   try:
-    with jax.set_mesh(setup.mesh):
-      compiled = build()
+    compiled = lowered.compile()
     text = compiled.as_text() or ''
     total = _peak(compiled)
   except jax.errors.JaxRuntimeError as error:
@@ -301,7 +304,7 @@ def _compile(
       (getattr(d, 'slice_index', 0) or 0, *getattr(d, 'coords', (d.id,)))
       for d in devices
     ),
-    kernels={},
+    kernels=kernel_flops(traced.jaxpr),
     limit=limit,
   )
 

@@ -81,7 +81,7 @@ def count(
   Args:
     module: of one device.
     mesh: axis -> size, in the order of the devices.
-    kernels: part of a custom call's text -> FLOPs of one call.
+    kernels: what the names of custom calls begin with -> FLOPs of one call.
   """
   walk = _Walk(module, mesh, kernels or {})
   walk.run(module.entry, 1, False)

@@ -160,13 +160,13 @@ def parse(text: str) -> Module:
   """
   computations: dict[str, Computation] = {}
   entry, current = '', None
-  for line in text.splitlines():
+  for line in _whole_lines(text):
     head = _HEAD.match(line)
     if head:
       current = computations.setdefault(head.group(2), Computation())
       if head.group(1):
         entry = head.group(2)
-    elif line.startswith('}'):
+    elif line.split('\n', 1)[0].rstrip() == '}':
       current = None
     elif current is not None:
       instruction = _instruction(line)
@@ -178,6 +178,18 @@ def parse(text: str) -> Module:
       'compiled.as_text() returns'
     )
   return Module(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+  """Lines, with those that an attribute with line breaks goes on in."""
+  held: list[str] = []
+  for line in text.splitlines():
+    starts = _START.match(line) or _HEAD.match(line) or line.rstrip() == '}'
+    if starts and held:
+      yield '\n'.join(held)
+      held = []
+    held.append(line)
+  yield '\n'.join(held)
 
 
 def _instruction(line: str) -> Instruction | None:

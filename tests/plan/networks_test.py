@@ -23,7 +23,7 @@ def test_a_size_takes_fields_that_differ():
   [
     ('encoder', 'C', "encoder size 'C'; accepted: tiny"),
     ('tokenizer', 'vq61', "tokenizer size 'vq61'"),
-    ('text', 'flan-t5-xl,widht=3', "no field 'text.size.widht'. Did you mean"),
+    ('text', 'flan-t5-xl,wide=3', "no field 'text.size.wide'. Did you mean"),
     ('encoder', 'B,depth=x', "encoder.size.depth='x' is not a whole number"),
   ],
 )
