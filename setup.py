@@ -38,9 +38,12 @@ _DATA = [
 ]
 _PARQUET = ['pyarrow>=20.0']
 _TEXT = ['sentencepiece>=0.2.3', 'tokenizers>=0.22']
+# The TPU compiler, which needs no TPU, and pictures of what it says.
+_PLAN = ['jax[tpu]>=0.10.2', 'matplotlib>=3.10']
 _TEST = [
   *_DATA,
   *_PARQUET,
+  *_PLAN,
   *_TEXT,
   'beartype>=0.23',
   'codespell>=2.4',
@@ -59,6 +62,7 @@ _EXTRAS = {
   'data': _DATA,
   'text': _TEXT,
   'parquet': _PARQUET,
+  'plan': _PLAN,
   'tpu': ['jax[tpu]>=0.10.2'],
   'cuda': ['jax[cuda12]>=0.10.2'],
   # Heavy, each imported only where it is used.

@@ -21,6 +21,7 @@ COMMANDS = {
   'sample': 'make images for a JSONL file of requests',
   'eval': 'score a trained model on held-out data',
   'data': 'look at a data set: counts, sizes, bad records, pictures',
+  'plan': 'compile for a TPU topology: memory, FLOPs, time at best',
   'bench': 'measure speed on this machine',
   'convert': 'turn a public checkpoint into an artifact, or back',
   'controls': 'make control maps of the pictures of a folder or a data set',

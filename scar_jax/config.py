@@ -107,6 +107,8 @@ class TrainConfig:
 @dataclasses.dataclass(frozen=True)
 class ArtifactRef:
   artifact: str = ''  # artifact directory, or the work directory of its run
+  # Of the network where `scar plan` has no artifact: `B,image_size=448`.
+  size: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +155,7 @@ class TextConfig:
   kind: str = choice('byte', 'byte', 't5', 'label', 'none')
   artifact: str = ''  # frozen T5 encoder
   dtype: str = choice('', '', 'float32', 'bfloat16')  # of the frozen T5
+  size: str = ''  # of that T5 where `scar plan` has no artifact
   vocab: str = ''  # SentencePiece file of a T5
   length: int = number(40, 2)  # tokens, the end mark included
   pad: str = choice('right', 'right', 'left')

@@ -175,7 +175,7 @@ class Parts:
     """
     model = cfg.model
     check_tokenizer(model.order, configs['tokenizer'], model.patch_nums)
-    self.cfg = cfg
+    self.cfg, self.configs = cfg, dict(configs)
     self.tokenizer: Any = make_tokenizer(configs['tokenizer'])
     self.encoder: Any = None
     self.text: Any = None

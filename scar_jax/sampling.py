@@ -39,7 +39,7 @@ from scar_jax.sampling_steps import (
 )
 from scar_jax.types import PyTree
 
-# Which part of the conditions each branch loses: (text, prefix).
+# Which part of the conditions each branch of guidance loses: (text, prefix).
 _BRANCHES = {
   'none': ((False, False),),
   'text': ((False, False), (True, False)),
@@ -49,6 +49,11 @@ _BRANCHES = {
 # Stream of the permutations; step k draws from stream k, and its noise of the
 # confidence from this one - 1 - k.
 PERMUTATION = 2**31 - 1
+
+
+def branch_count(mode: str) -> int:
+  """How often a guidance mode runs the model for each sample."""
+  return len(_BRANCHES[mode])
 
 
 class Generated(NamedTuple):
@@ -152,7 +157,7 @@ def generate(
   """
   order = sampling_order(model.cfg, cfg, known.given if known else None)
   length = model.cfg.make_layout().set0_len + order.input_len
-  batch, branches = seeds.shape[0], len(_BRANCHES[cfg.guidance_mode])
+  batch, branches = seeds.shape[0], branch_count(cfg.guidance_mode)
   sizes = order.set_sizes
   starts = [0, *itertools.accumulate(sizes)]
   weights = ramp_weights(sizes, cfg)

@@ -21,15 +21,15 @@ from scar_jax import config as config_lib
 from scar_jax.config import Config
 from scar_jax.train import inputs, metrics
 from scar_jax.train import state as state_lib
+from scar_jax.train.assemble import assemble
 from scar_jax.train.checkpoints import Checkpoints, abstract_with
 from scar_jax.train.compilations import Compilations
-from scar_jax.train.optim import make_optimizer
 from scar_jax.train.profile import Profiler, Window
 from scar_jax.train.report import describe_memory, describe_parameters
 from scar_jax.train.signals import StopRequest
 from scar_jax.train.speed import Speed, peak_flops
 from scar_jax.train.start import start_from
-from scar_jax.train.step import compile_step, make_step
+from scar_jax.train.step import compile_step
 from scar_jax.train.tasks import Task, optional
 from scar_jax.types import PyTree
 
@@ -153,35 +153,15 @@ def _prepare(
     run.loader = loader or inputs.make_loader(config, mesh, workdir)
     batch = inputs.first_batch(run.loader, mesh)
   with metrics.stage('shapes and placement'):
-    boxed = state_lib.abstract_variables(run.task, batch)
-    labels = optional(run.task, 'labels')
-    params = sharding.unbox(boxed['params'])
-    tx = make_optimizer(
-      config.optim,
-      config.train.steps,
-      boxed['params'],
-      labels(params) if labels else None,
-    )
-    init = state_lib.make_init(run.task, tx, batch, config.train.ema > 0)
-    shapes = state_lib.abstract_state(init)
-    places = state_lib.state_shardings(shapes, boxed, mesh)
-    exempt = optional(run.task, 'exempt') or ()
-    sharding.check_coverage(shapes.params, places.params, mesh, exempt)
+    made = assemble(config, run.task, batch, mesh)
+    shapes, places = made.shapes, made.places
     describe_parameters(shapes.params, places.params)
   with metrics.stage('state'):
-    run.state = _restore_or_create(run, init, shapes, places)
+    run.state = _restore_or_create(run, made.init, shapes, places)
   inputs.write_config(workdir, config, run.fingerprints)
   with metrics.stage('compile the step'):
-    step = make_step(
-      run.task,
-      tx,
-      config.optim,
-      config.train.steps,
-      config.train.accum,
-      config.train.ema,
-    )
     abstract = abstract_with(shapes, places)
-    run.step = compile_step(step, abstract, run.frozen, batch, places)
+    run.step = compile_step(made.step, abstract, run.frozen, batch, places)
     describe_memory(run.step)
   draw = optional(run.task, 'pictures')
   whole = sharding.replicated(mesh)  # so that host 0 has all of them

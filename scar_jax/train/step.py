@@ -135,6 +135,18 @@ def _microbatches(batch: Batch, accum: int) -> Batch:
   return jax.tree.map(split, dict(batch))
 
 
+def trace_step(
+  step: Step,
+  state: PyTree,
+  frozen: PyTree,
+  batch: PyTree,
+  shardings: PyTree,
+) -> jax.stages.Traced:
+  """The step traced for the placed shapes of a run; see `compile_step`."""
+  program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+  return program.trace(state, frozen, batch)
+
+
 def compile_step(
   step: Step,
   state: PyTree,
@@ -151,8 +163,4 @@ def compile_step(
     batch: abstract batch, with shardings.
     shardings: of the state; metrics come back replicated.
   """
-  return (
-    jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    .lower(state, frozen, batch)
-    .compile()
-  )
+  return trace_step(step, state, frozen, batch, shardings).lower().compile()

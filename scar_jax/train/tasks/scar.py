@@ -17,6 +17,7 @@ from scar_jax import objectives
 from scar_jax.config import SCAR_SECTIONS
 from scar_jax.config_values import check_multiple
 from scar_jax.distributed import on_host
+from scar_jax.flops import step_flops
 from scar_jax.models.codebook_init import start_from_codebook
 from scar_jax.models.conditions import empty_conditions
 from scar_jax.models.decoder import decoder_size
@@ -330,6 +331,18 @@ class ScarTask:
       return 'frozen' if str(path[-1].key) in fixed else 'main'
 
     return jax.tree_util.tree_map_with_path(label, params)
+
+  def flops(self, batch: int) -> dict[str, float]:
+    """FLOPs of a step of `batch` images, by part; see `scar_jax.flops`."""
+    return step_flops(
+      self.editor.model,
+      batch,
+      self.parts.configs,
+      self.editor.image_size,
+      align=bool(self.weights.align),
+      preserve=bool(self.weights.pres),
+      stop_target_grad=self.stop_target_grad,
+    )
 
   def artifact(
     self, params: PyTree, extra: PyTree

@@ -1,0 +1,247 @@
+"""What a compiled module does: FLOPs, bytes of HBM, collectives.
+
+In: a `Module` of `hlo.py` and the shape of the mesh. Out: `Costs`: one `Op` for
+each instruction that runs, with how often it runs. XLA's own `cost_analysis`
+counts the body of a loop once and a Pallas kernel as nothing; here bodies count
+by their trips, and kernels by what the caller knows about them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from scar_jax.plan.collectives import COLLECTIVES, Collective, exchange
+from scar_jax.plan.flops_hlo import instruction_flops
+from scar_jax.plan.hlo import HBM, Computation, Instruction, Module
+
+# Names for other values, or work that is counted elsewhere.
+_FREE = frozenset(
+  (
+    *('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast'),
+    *('while', 'conditional', 'call', 'after-all', 'partition-id'),
+    *('replica-id', 'opt-barrier', 'domain'),
+    *('async-start', 'async-update', 'async-done'),
+  )
+)
+_FREE_CALLS = ('AllocateBuffer', 'Sharding', 'AssumeGatherIndicesInBound')
+_SLICES = ('dynamic-slice', 'slice', 'gather')
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+  """One instruction.
+
+  Attributes:
+    name: in the module.
+    opcode: such as 'fusion'.
+    flops: of matrix products and convolutions, each time.
+    bytes: read from and written to HBM, each time.
+    trips: how often it runs.
+  """
+
+  name: str
+  opcode: str
+  flops: float
+  bytes: float
+  trips: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """All that one device does in one run of a module.
+
+  Attributes:
+    ops: instructions that compute or move bytes of HBM.
+    collectives: exchanges.
+    unknown_loops: loops whose trips depend on data; counted once.
+  """
+
+  ops: tuple[Op, ...]
+  collectives: tuple[Collective, ...]
+  unknown_loops: int
+
+  @property
+  def flops(self) -> float:
+    """Of matrix products and convolutions."""
+    return sum(op.flops * op.trips for op in self.ops)
+
+  @property
+  def bytes(self) -> float:
+    """Read from and written to HBM."""
+    return sum(op.bytes * op.trips for op in self.ops)
+
+
+def count(
+  module: Module,
+  mesh: Mapping[str, int],
+  kernels: Mapping[str, float] | None = None,
+) -> Costs:
+  """Walks what runs.
+
+  Args:
+    module: of one device.
+    mesh: axis -> size, in the order of the devices.
+    kernels: what the names of custom calls begin with -> FLOPs of one call.
+  """
+  walk = _Walk(module, mesh, kernels or {})
+  walk.run(module.entry, 1, False)
+  return Costs(tuple(walk.ops), tuple(walk.collectives), walk.unknown)
+
+
+class _Walk:
+  """Collects costs on its way through the computations."""
+
+  def __init__(
+    self, module: Module, mesh: Mapping[str, int], kernels: Mapping[str, float]
+  ):
+    self.module, self.mesh, self.kernels = module, mesh, kernels
+    self.ops: list[Op] = []
+    self.collectives: list[Collective] = []
+    self.unknown = 0
+
+  def run(self, name: str, trips: int, overlaps: bool) -> None:
+    inside = self.module.computations.get(name, Computation())
+    for instruction in inside.values():
+      self._visit(instruction, inside, trips, overlaps)
+
+  def _visit(
+    self, i: Instruction, inside: Computation, trips: int, overlaps: bool
+  ) -> None:
+    if i.opcode == 'while':
+      times = self.module.trips(i)
+      self.unknown += times is None
+      for body in i.called('body'):
+        self.run(body, trips * (1 if times is None else times), overlaps)
+      return
+    if i.opcode == 'conditional':
+      self._largest(i.called(), trips, overlaps)
+      return
+    if i.opcode in ('call', 'async-start'):
+      for name in i.called():
+        self.run(name, trips, overlaps or i.opcode == 'async-start')
+      return
+    kind = i.opcode.removesuffix('-start')
+    if kind in COLLECTIVES:
+      apart = overlaps or kind != i.opcode
+      self.collectives.append(
+        exchange(i, kind, inside, self.mesh, trips, apart)
+      )
+      return
+    if i.opcode == 'fusion':
+      self._fused_exchanges(i, trips)
+    flops = instruction_flops(i, inside, self.module, self.kernels)
+    moved = hbm_bytes(i, inside, self.module)
+    if flops or moved:
+      self.ops.append(Op(i.name, i.opcode, flops, moved, trips))
+
+  def _largest(self, names: Sequence[str], trips: int, overlaps: bool) -> None:
+    """The branch with the most FLOPs, then bytes."""
+    branches = []
+    for name in names:
+      walk = _Walk(self.module, self.mesh, self.kernels)
+      walk.run(name, trips, overlaps)
+      branches.append(walk)
+    if not branches:
+      return
+    most = max(
+      branches,
+      key=lambda w: (sum(o.flops for o in w.ops), sum(o.bytes for o in w.ops)),
+    )
+    self.ops += most.ops
+    self.collectives += most.collectives
+    self.unknown += most.unknown
+
+  def _fused_exchanges(self, i: Instruction, trips: int) -> None:
+    """Exchanges that the compiler put into one fusion with what they feed."""
+    for name in i.called('calls'):
+      inside = self.module.computations.get(name, Computation())
+      for inner in inside.values():
+        kind = inner.opcode.removesuffix('-start')
+        if kind in COLLECTIVES:
+          found = exchange(inner, kind, inside, self.mesh, trips, True)
+          self.collectives.append(found)
+        elif inner.opcode == 'fusion':
+          self._fused_exchanges(inner, trips)
+
+
+def hbm_bytes(i: Instruction, inside: Computation, module: Module) -> float:
+  """Bytes of HBM that one instruction reads and writes.
+
+  What stays in on-chip memory is free; of what is sliced, the slice counts, and
+  of what is updated in place, the update.
+  """
+  target = i.attribute('custom_call_target').strip('"')
+  if i.opcode in _FREE or i.opcode.endswith('-done') or target in _FREE_CALLS:
+    return 0.0
+  operands = [inside[name] for name in i.operands if name in inside]
+  if i.opcode == 'fusion':
+    fused = module.computations.get((i.called('calls') or ('',))[0])
+    if fused:
+      return _fused_bytes(i, operands, fused)
+  if i.opcode in _SLICES:
+    return 2.0 * _in_hbm(i)
+  if i.opcode == 'dynamic-update-slice':
+    return 2.0 * _in_hbm(operands[1]) if len(operands) > 1 else 0.0
+  if i.opcode == 'copy-start':
+    # (destination, source, context): each side that lies in HBM counts.
+    return sum(s.bytes for s in i.shapes[:2] if s.space == HBM)
+  return _in_hbm(i) + sum(_in_hbm(o) for o in operands)
+
+
+def _in_hbm(i: Instruction) -> float:
+  return sum(s.bytes for s in i.shapes if s.space == HBM)
+
+
+def _fused_bytes(
+  i: Instruction, operands: Sequence[Instruction], fused: Computation
+) -> float:
+  users = fused.users()
+  total = 0.0
+  for inner in fused.values():
+    if inner.opcode != 'parameter':
+      continue
+    place = int(inner.inner) if inner.inner.strip().isdigit() else -1
+    if not 0 <= place < len(operands):
+      continue
+    outer = operands[place]
+    whole = _in_hbm(outer)
+    if whole:
+      total += min(whole, _read(inner, users))
+  return total + _written(i, fused)
+
+
+def _read(parameter: Instruction, users: Mapping[str, list]) -> float:
+  """Bytes of a parameter that a fusion looks at."""
+  total = 0.0
+  for user in users.get(parameter.name, ()):
+    if user.opcode == 'bitcast':
+      total += _read(user, users)
+    elif user.opcode in _SLICES and user.operands[0] == parameter.name:
+      total += sum(s.bytes for s in user.shapes)
+    elif (
+      user.opcode == 'dynamic-update-slice'
+      and user.operands[0] == parameter.name
+    ):
+      continue
+    else:
+      return math.inf
+  return total
+
+
+def _written(i: Instruction, fused: Computation) -> float:
+  """Bytes that a fusion writes; of an update in place, the update."""
+  root = fused.root
+  parts = [root]
+  if root.opcode == 'tuple':
+    parts = [fused[name] for name in root.operands if name in fused]
+  if len(parts) != len(i.shapes):
+    return _in_hbm(i)
+  total = 0.0
+  for shape, part in zip(i.shapes, parts, strict=True):
+    while part.opcode == 'bitcast' and part.operands[0] in fused:
+      part = fused[part.operands[0]]
+    size = shape.bytes
+    if part.opcode == 'dynamic-update-slice' and part.operands[1] in fused:
+      size = sum(s.bytes for s in fused[part.operands[1]].shapes)
+    total += size if shape.space == HBM else 0.0
+  return total
