@@ -475,3 +475,13 @@ def test_tfds_splits_and_formats(tmp_path):
   replace_in(folder / 'dataset_info.json', 'array_record"', 'tfrecord"')
   with pytest.raises(ValueError, match=r'tfrecord files.*convert_format'):
     of('train')
+
+
+@pytest.mark.parametrize('name', ['jsonl', 'imagefolder'])
+def test_a_folder_is_read_by_what_lies_in_it(name, tmp_path):
+  config = files.write(name, tmp_path, files.rows())
+  folder = dataclasses.replace(config, source='folder')
+  want = make_source(config).describe()
+  assert make_source(folder).describe() == want
+  with pytest.raises(ValueError, match=r'data\.path is empty'):
+    make_source(dataclasses.replace(folder, path=''))

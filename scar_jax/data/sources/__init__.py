@@ -16,8 +16,8 @@ from scar_jax.data.mixture import Mixture
 from scar_jax.data.records import Source
 
 NAMES = (
-  *('openmoji', 'scenes', 'jsonl', 'imagefolder', 'tfds', 'parquet'),
-  *('webdataset', 'ip2p', 'seed_edit', 'multigen', 'pie'),
+  *('openmoji', 'scenes', 'folder', 'jsonl', 'imagefolder', 'tfds'),
+  *('parquet', 'webdataset', 'ip2p', 'seed_edit', 'multigen', 'pie'),
 )
 
 
