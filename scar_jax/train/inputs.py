@@ -123,7 +123,8 @@ def local_rows(mesh: Mesh, batch: int) -> tuple[int, ...]:
   places = sharding.batch_sharding(mesh).addressable_devices_indices_map(
     (batch,)
   )
-  held = {row for (part,) in places.values() for row in range(batch)[part]}
+  rows = range(batch)
+  held = {row for part in places.values() if part for row in rows[part[0]]}
   return tuple(sorted(held))
 
 
