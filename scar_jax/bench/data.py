@@ -108,12 +108,15 @@ def write_pictures(folder: pathlib.Path, count: int) -> pathlib.Path:
   width, height = _PICTURE
   lines = []
   for i in range(count):
-    # Octaves of noise: shading, shapes and grain.
+    # Octaves of noise, from shading to grain, and shapes with sharp edges.
     picture = np.zeros((height, width, 3), np.float32)
-    for octave in range(2, 8):
+    for octave in range(2, 9):
       small = rng.random((height >> (8 - octave), width >> (8 - octave), 3))
       image = Image.fromarray((255 * small).astype(np.uint8))
-      picture += np.asarray(image.resize(_PICTURE)) / 2 ** (octave - 1)
+      layer = np.asarray(image.resize(_PICTURE), np.float32)
+      picture += layer / 2**octave
+      if octave == 3:
+        picture += 80.0 * (layer[..., :1] > 128)
     stored = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     stored.save(folder / f'{i}.jpg', quality=92)
     lines.append(json.dumps({'image': f'{i}.jpg', 'text': 'a photo of noise'}))

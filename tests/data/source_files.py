@@ -166,13 +166,28 @@ def tfds(root, some, shards=2):
   (folder / 'dataset_info.json').write_text(json.dumps(info))
   base = 'tensorflow_datasets.core.features'
   features = {
-    'image': {'pythonClassName': f'{base}.image_feature.Image'},
-    'label': {'pythonClassName': f'{base}.class_label_feature.ClassLabel'},
-    'file_name': {'pythonClassName': f'{base}.text_feature.Text'},
+    'image': {
+      'pythonClassName': f'{base}.image_feature.Image',
+      'image': {
+        'shape': {'dimensions': ['-1', '-1', '3']},
+        'dtype': 'uint8',
+        'encodingFormat': 'png',
+      },
+    },
+    'label': {
+      'pythonClassName': f'{base}.class_label_feature.ClassLabel',
+      'classLabel': {'numClasses': '2'},
+    },
+    'file_name': {
+      'pythonClassName': f'{base}.text_feature.Text',
+      'text': {},
+    },
   }
-  (folder / 'features.json').write_text(
-    json.dumps({'featuresDict': {'features': features}})
-  )
+  tree = {
+    'pythonClassName': f'{base}.features_dict.FeaturesDict',
+    'featuresDict': {'features': features},
+  }
+  (folder / 'features.json').write_text(json.dumps(tree))
   return DataConfig(source='tfds:shapes', kind='class', path=str(root))
 
 
