@@ -13,6 +13,7 @@ from PIL import Image
 
 from scar_jax.config import DataConfig
 from scar_jax.data.examples import write_example
+from scar_jax.data.records import RecordError
 
 SIDE = 8
 
@@ -308,3 +309,19 @@ def side_of(name: str) -> int:
 def red(record: Any) -> int:
   """Which row a record came from."""
   return round(int(np.median(record.target[..., 0])) / 10)
+
+
+def loaded(source):
+  """Records by row, and reasons by key of those that cannot be used."""
+  good, bad = {}, {}
+  for i in range(len(source)):
+    try:
+      record = source.load(i, None)
+      good[red(record)] = record
+    except RecordError as error:
+      bad[error.key] = error.reason
+  return good, bad
+
+
+def replace_in(path, old, new):
+  path.write_text(path.read_text().replace(old, new))
