@@ -7,7 +7,7 @@ class or text into the blocks' condition vector too. Called by the task and
 `sampling.py`. Source: method 3.7, 4, 7.1, 9.1.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -260,7 +260,8 @@ class Scar(nn.Module):
     )
 
   def _train_inputs(self, tokens, perm, accumulate, choice) -> Inputs:
-    order, sets = self.order, self.cfg.train_sets
+    order: Any = self.order
+    sets = self.cfg.train_sets
     if not sets:
       return order.train_inputs(tokens, perm, accumulate)
     if choice is None:

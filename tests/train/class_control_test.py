@@ -53,9 +53,10 @@ def made(request):
   batch['label'] = jnp.array([0, 1, 2])
   shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
   params = noisy(unbox(shapes['params']), scale=0.5)
-  # Classes that differ enough to change an arg-max.
+  # Conditions that differ enough to change an arg-max.
   home, name = ('scale', 'label') if _scales(task) else ('text', 'table')
-  params[home][name] = 20 * params[home][name]
+  params[home][name] = 10 * params[home][name]
+  params['prefix']['proj']['kernel'] = 20 * params['prefix']['proj']['kernel']
   return task, params, artifacts, batch
 
 
