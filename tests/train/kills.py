@@ -40,7 +40,14 @@ def start(workdir, steps, save_every=2):
   return subprocess.Popen(
     [sys.executable, str(_HERE / 'toy_run.py'), *words],
     stderr=(workdir / 'log.txt').open('a'),
-    env={**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': ''},
+    env={
+      **os.environ,
+      'PYTHONPATH': path,
+      'XLA_FLAGS': '',
+      # A life is short; it should not be spent compiling.
+      'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'xla'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    },
   )
 
 
