@@ -78,9 +78,7 @@ def run(given: Any) -> Report:
         workers=workers,
         threads=threads,
       )
-    loaders['torch DataLoader'] = _torch(
-      torch, file, given.side, batch, workers
-    )
+    loaders[_TORCH] = _torch(torch, file, given.side, batch, workers)
     speeds = _speeds(loaders, given.records, batch, given.repeats)
   base = statistics.median(speeds[_TORCH])
   rows = [
