@@ -99,7 +99,10 @@ class Precompute:
       )
     placed = sharding.frozen_shardings(task.frozen, self.mesh)
     self.frozen = jax.device_put(dict(task.frozen), placed)
-    loader = inputs.make_loader(config, self.mesh)
+    data = dataclasses.replace(config.data, batch=wanted.batch)
+    loader = inputs.make_loader(
+      dataclasses.replace(config, data=data), self.mesh
+    )
     assert isinstance(loader.plan, Batches)
     self.plan: Batches = loader.plan
     self._run = jax.jit(self._row_arrays)

@@ -121,7 +121,7 @@ def text_settings(config: Any) -> dict[str, Any]:
 
 
 def vocab_mark(config: Any) -> dict[str, str]:
-  """'vocab' -> fingerprint of the file of a T5 vocabulary, where one is used."""
+  """'vocab' -> fingerprint of the file of a T5 vocabulary, if one is used."""
   if config.text.kind != 't5':
     return {}
   return {'vocab': checksum(find_vocab(config.text.vocab))[:12]}
