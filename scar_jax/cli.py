@@ -24,6 +24,7 @@ COMMANDS = {
   'plan': 'compile for a TPU topology: memory, FLOPs, time at best',
   'bench': 'measure speed on this machine',
   'convert': 'turn a public checkpoint into an artifact, or back',
+  'tokenize': 'store tokens and features of a data set for training',
   'controls': 'make control maps of the pictures of a folder or a data set',
 }
 

@@ -241,38 +241,61 @@ class Parts:
     self,
     frozen: Mapping[str, PyTree],
     batch: Batch,
-    target: Float[Array, 'B H W 3'] | None = None,
+    align: bool = False,
   ) -> tuple[Conditions, Float[Array, 'B h w d'] | None]:
-    """Conditions of a batch, and the features of `target` if that is given.
+    """Conditions of a batch, and with `align` the features of its targets.
+
+    What the batch brings from a cache is not computed again.
 
     Raises:
       ValueError: the batch lacks a field that the model needs.
     """
     model, fields, features = self.cfg.model, {}, None
     if model.prefix.from_tokens:
-      condition = _field(batch, 'condition')
-      fields['source_tokens'] = self.tokens(frozen, condition)
+      fields['source_tokens'] = (
+        batch['source_tokens']
+        if 'source_tokens' in batch
+        else self.tokens(frozen, _field(batch, 'condition'))
+      )
     elif model.prefix.compress != 'off':
-      images = _field(batch, 'condition')
-      count = images.shape[0]
-      if target is not None:  # one pass for both
-        images = jnp.concatenate([images, target])
-      params = {'params': frozen['encoder']}
-      both = jax.lax.stop_gradient(self.encoder.apply(params, images))
-      fields['features'] = both[:count]
-      features = None if target is None else both[count:]
+      fields['features'], features = self._features(frozen, batch, align)
     if model.text.kind == 'label':
       fields['label'] = _field(batch, 'label')
     elif model.text.kind != 'none':
-      text, mask = _field(batch, 'text'), _field(batch, 'text_mask')
-      if model.text.kind == 't5':
-        # An empty row has no key to attend to; its features are not used.
-        seen = mask.at[:, 0].set(True)
-        text = jax.lax.stop_gradient(
-          self.text.apply({'params': frozen['text']}, text, seen)
-        )
-      fields |= {'text': text, 'text_mask': mask}
+      mask = _field(batch, 'text_mask')
+      fields |= {'text': self._text(frozen, batch, mask), 'text_mask': mask}
     return Conditions(**fields), features
+
+  def _features(
+    self, frozen: Mapping[str, PyTree], batch: Batch, align: bool
+  ) -> tuple[Array, Array | None]:
+    """Features of the condition image, and of the target if asked."""
+    if 'features' in batch:
+      # Stored in fewer bits perhaps; the model gets what the encoder gives.
+      names = ('features', 'target_features')[: 1 + align]
+      found = [_field(batch, name).astype(jnp.float32) for name in names]
+      return found[0], found[1] if align else None
+    images = _field(batch, 'condition')
+    count = images.shape[0]
+    if align:  # one pass for both
+      images = jnp.concatenate([images, _field(batch, 'target')])
+    params = {'params': frozen['encoder']}
+    both = jax.lax.stop_gradient(self.encoder.apply(params, images))
+    return both[:count], both[count:] if align else None
+
+  def _text(
+    self, frozen: Mapping[str, PyTree], batch: Batch, mask: Array
+  ) -> Array:
+    """Ids, or the features of a frozen T5."""
+    if self.cfg.model.text.kind != 't5':
+      return _field(batch, 'text')
+    if 'text_features' in batch:
+      return jnp.asarray(batch['text_features']).astype(jnp.float32)
+    # An empty row has no key to attend to; its features are not used.
+    seen = mask.at[:, 0].set(True)
+    return jax.lax.stop_gradient(
+      self.text.apply({'params': frozen['text']}, _field(batch, 'text'), seen)
+    )
 
 
 def _field(batch: Batch, name: str) -> Array:

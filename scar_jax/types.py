@@ -31,4 +31,11 @@ PyTree: TypeAlias = Any
 #   label      int32   [B]            class id
 #   valid      bool    [B]            False rows carry no loss (padding)
 #   index      int32   [B]            position of the record in its source
+# From a cache (`data.source=cache`), where they take the place of pictures and
+# text ids, as far as they were stored:
+#   tokens           int32  [B, N]        of the target
+#   source_tokens    int32  [B, h, w]     of the condition image
+#   features         float  [B, h, w, d]  of the condition image
+#   target_features  float  [B, h, w, d]  of the target
+#   text_features    float  [B, T, F]     of the frozen T5
 Batch: TypeAlias = Mapping[str, Array]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scar_jax.data.order import MIX_BLOCK, shares_of
-from scar_jax.data.records import Record, RecordError, Source
+from scar_jax.data.records import Record, RecordError, Rows, Source
 
 _PROBED = 64
 
@@ -59,12 +59,22 @@ class Mixture:
 
   def load(self, i: int, rng: np.random.Generator | None) -> Record:
     """Record `i` of all, in the order of the parts."""
+    part, inside = self.place_of(i)
+    return self.parts[part].load(inside, rng)
+
+  def place_of(self, i: int) -> tuple[int, int]:
+    """The part that holds record `i` of all, and its number there."""
     part = bisect.bisect_right(self._ends, i)
-    return self.parts[part].load(i - self._ends[part] + self.counts[part], rng)
+    return part, i - self._ends[part] + self.counts[part]
 
 
 def _fields(source: Source) -> tuple[str, ...]:
   """What the records of a source have, from the first that loads."""
+  if isinstance(source, Rows):
+    return tuple(
+      f'{name} {dtype}{list(shape)}'
+      for name, (dtype, shape) in source.columns.items()
+    )
   errors = []
   for i in range(min(len(source), _PROBED)):
     try:

@@ -38,6 +38,21 @@ def records_at(
   return out
 
 
+def places_of(
+  records: Int64[np.ndarray, ' n'], count: int, seed: int, epoch: int
+) -> Int64[np.ndarray, ' n']:
+  """Where records lie in one epoch of the shuffled stream of `records_at`.
+
+  Args:
+    records: 0 <= record < count.
+    count: number of records.
+    seed: of the shuffle.
+    epoch: >= 0.
+  """
+  within = _permute(records, count, seed, epoch, backwards=True)
+  return epoch * count + within
+
+
 def shares_of(weights: Sequence[float]) -> tuple[int, ...]:
   """How many of `MIX_BLOCK` places each part of a mixture gets; at least one.
 
@@ -77,7 +92,32 @@ def mixed_at(
     shares: of `shares_of`.
     seed: of the order of blocks and records.
   """
-  ends = np.cumsum(shares)
+  parts, own = _own_places(places, shares, seed)
+  out = np.empty_like(places)
+  for part, count in enumerate(counts):
+    here = parts == part
+    found = records_at(own[here], count, seed + part)
+    out[here] = found + sum(counts[:part])
+  return out
+
+
+def mixed_epochs(
+  places: Int64[np.ndarray, ' n'],
+  counts: Sequence[int],
+  shares: Sequence[int],
+  seed: int,
+) -> Int64[np.ndarray, ' n']:
+  """How often the part at each place of `mixed_at` was read whole before."""
+  parts, own = _own_places(places, shares, seed)
+  return own // np.asarray(counts, np.int64)[parts]
+
+
+def _own_places(
+  places: np.ndarray, shares: Sequence[int], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The part at each place of a mixture, and the place in its own stream."""
+  widths = np.asarray(shares, np.int64)
+  ends = np.cumsum(widths)
   blocks, within = np.divmod(places, MIX_BLOCK)
   drawn = np.empty_like(within)
   for block in np.unique(blocks):
@@ -85,16 +125,13 @@ def mixed_at(
     # Another permutation than any epoch's.
     drawn[here] = _permute(within[here], MIX_BLOCK, seed ^ _MIX, int(block))
   parts = np.searchsorted(ends, drawn, side='right')
-  out = np.empty_like(places)
-  for part, (count, share) in enumerate(zip(counts, shares, strict=True)):
-    here = parts == part
-    own = blocks[here] * share + drawn[here] - (ends[part] - share)
-    found = records_at(own, count, seed + part)
-    out[here] = found + sum(counts[:part])
-  return out
+  own = blocks * widths[parts] + drawn - (ends - widths)[parts]
+  return parts, own
 
 
-def _permute(x: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+def _permute(
+  x: np.ndarray, count: int, seed: int, epoch: int, backwards: bool = False
+) -> np.ndarray:
   """A keyed permutation of range(count): Feistel network, cycle walking."""
   half = max(1, ((count - 1).bit_length() + 1) // 2)
   shift, low = np.uint64(half), np.uint64((1 << half) - 1)
@@ -107,8 +144,11 @@ def _permute(x: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
   while outside.any():
     y = x[outside]
     left, right = y >> shift, y & low
-    for key in keys:
-      left, right = right, left ^ (_mix(right + key) & low)
+    for key in keys[::-1] if backwards else keys:
+      if backwards:
+        left, right = right ^ (_mix(left + key) & low), left
+      else:
+        left, right = right, left ^ (_mix(right + key) & low)
     x[outside] = (left << shift) | right
     outside = x >= count
   return x.astype(np.int64)

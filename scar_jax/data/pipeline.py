@@ -10,33 +10,26 @@ cannot be used keeps its place as a row with `valid=False`: no loss, counted,
 reported, and no other row moves.
 """
 
-import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grain
-import numpy as np
 from absl import flags, logging
 
-from scar_jax.data.badrecords import BadRecord, BadRecords
-from scar_jax.data.geometry import (
-  FITS,
-  Size,
-  as_size,
-  fit_pictures,
-  to_float,
+from scar_jax.data.badrecords import BadRecords
+from scar_jax.data.batches import (
+  Batches,
+  CachedBatches,
+  Stream,
+  find_columns,
 )
-from scar_jax.data.mixture import Mixture
-from scar_jax.data.order import mixed_at, records_at
-from scar_jax.data.records import Record, RecordError, Source
+from scar_jax.data.geometry import FITS, Size, as_size
+from scar_jax.data.records import Rows, Source
 from scar_jax.data.text import Text
 from scar_jax.types import Batch
-
-# The columns of a batch are those of the first of so many records that loads.
-_PROBED = 64
 
 
 def make_loader(
@@ -113,173 +106,29 @@ def make_loader(
       f'rows {min(rows)} to {max(rows)} of a batch of data.batch={batch}; '
       'accepted: 0 to batch - 1'
     )
-  plan = Batches(
-    source=source,
-    text=text,
-    size=as_size(image_size),
-    seed=seed,
-    train=train,
-    augment=train if augment is None else augment,
-    crop_ratio=crop_ratio,
-    flip=flip if train else 0.0,
-    fit=fit,
-    classes=classes,
-    batch=batch,
-    rows=tuple(rows),
-    columns=_columns(source),
-  )
+  plan: Stream
+  if isinstance(source, Rows):
+    plan = CachedBatches(source, seed, train, batch, tuple(rows))
+  else:
+    plan = Batches(
+      source=source,
+      seed=seed,
+      train=train,
+      batch=batch,
+      rows=tuple(rows),
+      text=text,
+      size=as_size(image_size),
+      augment=train if augment is None else augment,
+      crop_ratio=crop_ratio,
+      flip=flip if train else 0.0,
+      fit=fit,
+      classes=classes,
+      columns=find_columns(source),
+    )
   name = f'.{process_index}' if process_index else ''
   path = pathlib.Path(workdir) / f'bad_records{name}.jsonl' if workdir else None
   bad = BadRecords(len(source), strict, max_bad_share, path)
   return Loader(plan, bad, workers, threads)
-
-
-def _columns(source: Source) -> tuple[str, ...]:
-  """Names of what every record has, from the first that loads."""
-  errors: list[str] = []
-  for i in range(min(len(source), _PROBED)):
-    try:
-      record = source.load(i, None)
-    except RecordError as error:
-      errors.append(str(error))
-      continue
-    shown = record.condition is not None or record.draw is not None
-    found = ['condition'] if shown else []
-    found += ['label'] if record.label is not None else []
-    return (*found, *(f'label_{n}' for n in record.meta.get('labels', {})))
-  raise ValueError(
-    f'{source.describe()}: none of the first {len(errors)} records can be'
-    ' used:\n  ' + '\n  '.join(errors[:10])
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Batches:
-  """Random access to the local rows of global batches; picklable."""
-
-  source: Source
-  text: Text | None
-  size: tuple[int, int]
-  seed: int
-  train: bool
-  augment: bool
-  crop_ratio: float
-  flip: float
-  fit: str
-  classes: int
-  batch: int
-  rows: tuple[int, ...]
-  columns: tuple[str, ...]
-
-  def load(self, start: int, k: int) -> tuple[Batch, list[BadRecord]]:
-    """The k-th batch from sample `start` on, and its bad records."""
-    n, size = len(self.rows), self.size
-    places = start + k * self.batch + np.asarray(self.rows, np.int64)
-    records = self.records_at(places)
-    out: dict[str, np.ndarray] = {'target': np.zeros((n, *size, 3), np.uint8)}
-    if 'condition' in self.columns:
-      out['condition'] = np.zeros((n, *size, 3), np.uint8)
-    out |= {c: np.zeros(n, np.int32) for c in self.columns if c != 'condition'}
-    if self.text is not None:
-      out['text'] = np.zeros((n, self.text.length), np.int32)
-      out['text_mask'] = np.zeros((n, self.text.length), np.bool_)
-    valid = np.zeros(n, np.bool_)
-    bad: list[BadRecord] = []
-    for row, (place, index) in enumerate(
-      zip(places.tolist(), records.tolist(), strict=True)
-    ):
-      if index < 0:
-        continue
-      try:
-        self._fill(out, row, place, index)
-        valid[row] = True
-      except RecordError as error:
-        bad.append(BadRecord(place, index, error.key, error.reason))
-      except Exception as error:
-        raise RuntimeError(
-          f'record {index} of {self.source.describe()}: {error!r}'
-        ) from error
-    if valid.any() and not valid.all():
-      # A copy of a real row keeps statistics over the batch in range, where
-      # some code forgets `valid`; the mask still takes it out of every loss.
-      first = int(np.argmax(valid))
-      for column in out.values():
-        column[~valid] = column[first]
-    pictures = [c for c in ('target', 'condition') if c in out]
-    out |= {c: to_float(out[c]) for c in pictures}
-    out |= {'valid': valid, 'index': records.astype(np.int32)}
-    return out, bad
-
-  def records_at(self, places: np.ndarray) -> np.ndarray:
-    """Record at each place of the stream; -1 is behind the last one."""
-    count = len(self.source)
-    if self.train and isinstance(self.source, Mixture):
-      mixed = self.source
-      return mixed_at(places, mixed.counts, mixed.shares, self.seed)
-    records = records_at(places, count, self.seed, shuffle=self.train)
-    return records if self.train else np.where(places < count, records, -1)
-
-  def _fill(
-    self, out: dict[str, np.ndarray], row: int, place: int, index: int
-  ) -> None:
-    rng = None
-    if self.augment or (self.train and (self.crop_ratio > 1 or self.flip)):
-      rng = generator(self.seed, place)
-    record = self.source.load(index, rng if self.augment else None)
-    key = record.key or f'record {index}'
-    pictures = self._fit(record, key, rng)
-    if record.draw is not None:
-      pictures['condition'] = record.draw(pictures['target'])
-    # All is judged before anything is written: no half-filled row.
-    values: dict[str, Any] = {}
-    for name in self.columns:
-      if name != 'condition':
-        values[name] = _label(record, name, key, self.classes)
-    if self.text is not None:
-      values['text'], values['text_mask'] = self.text.encode(record.text, key)
-    for name, value in (pictures | values).items():
-      out[name][row] = value
-
-  def _fit(
-    self, record: Record, key: str, rng: np.random.Generator | None
-  ) -> dict[str, np.ndarray]:
-    pictures = {'target': record.target}
-    if 'condition' in self.columns and record.draw is None:
-      if record.condition is None:
-        raise RecordError(key, 'has no condition picture; other records do')
-      pictures['condition'] = record.condition
-    for name, picture in pictures.items():
-      shape = picture.shape
-      good = len(shape) == 3 and shape[2] == 3 and picture.dtype == np.uint8
-      if not good or not picture.size:
-        raise RecordError(
-          key,
-          f'{name} is {picture.dtype} {shape}; accepted: uint8 [H, W, 3]',
-        )
-    place = rng if self.train else None
-    return fit_pictures(
-      pictures, self.size, self.fit, self.crop_ratio, self.flip, place
-    )
-
-
-def _label(record: Record, name: str, key: str, classes: int) -> int:
-  labels = record.meta.get('labels', {})
-  value = record.label if name == 'label' else labels.get(name[6:])
-  if value is None:
-    raise RecordError(key, f'has no {name}; other records do')
-  if name == 'label' and classes and not 0 <= value < classes:
-    raise RecordError(
-      key,
-      f'label {value}; accepted: 0 to {classes - 1} (set '
-      '--config.text.classes)',
-    )
-  return value
-
-
-def generator(seed: int, place: int) -> np.random.Generator:
-  """The randomness of one place of the stream, and of nothing else."""
-  key = np.array([seed & 0xFFFFFFFFFFFFFFFF, place], np.uint64)
-  return np.random.Generator(np.random.Philox(key=key))
 
 
 class Loader:
@@ -290,9 +139,7 @@ class Loader:
     next_sample: place in the stream of the next global batch.
   """
 
-  def __init__(
-    self, plan: Batches, bad: BadRecords, workers: int, threads: int
-  ):
+  def __init__(self, plan: Stream, bad: BadRecords, workers: int, threads: int):
     self.plan = plan
     self.bad = bad
     self._workers = workers
@@ -330,26 +177,8 @@ class Loader:
     steps = sys.maxsize
     if not plan.train:
       steps = -(-max(0, len(plan.source) - start) // plan.batch)
-    batches = grain.MapDataset.range(steps).map(
-      functools.partial(plan.load, start)
-    )
-    # With workers, each has threads of its own; two keep one core busy while
-    # a read waits.
-    options = grain.ReadOptions(
-      num_threads=self._threads, prefetch_buffer_size=2 * self._threads
-    )
-    dataset = batches.to_iter_dataset(options)
-    if self._workers:
-      if not flags.FLAGS.is_parsed():
-        # Grain reads a flag of its own; a program without absl's `app.run`
-        # leaves it at its default.
-        flags.FLAGS.mark_as_parsed()
-      dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(
-          num_workers=self._workers, per_worker_buffer_size=2
-        )
-      )
-    return dataset
+    load = functools.partial(plan.load, start)
+    return read_ahead(load, steps, self._workers, self._threads)
 
   def get_state(self) -> dict[str, Any]:
     """Plain data for JSON: the place in the stream, and what it depends on."""
@@ -394,3 +223,31 @@ class Loader:
     if self._iterator is not None and hasattr(self._iterator, 'close'):
       self._iterator.close()
     self._iterator = None
+
+
+def read_ahead(
+  load: Callable[[int], Any], steps: int, workers: int, threads: int
+) -> Iterable[Any]:
+  """`load(0)`, `load(1)`, ... made ahead of time, in order.
+
+  Args:
+    load: picklable, if there are workers.
+    steps: how many.
+    workers: processes; 0 loads in threads.
+    threads: of this process, or of each worker.
+  """
+  # With workers, each has threads of its own; two keep one core busy while
+  # a read waits.
+  options = grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=2 * threads
+  )
+  dataset = grain.MapDataset.range(steps).map(load).to_iter_dataset(options)
+  if not workers:
+    return dataset
+  if not flags.FLAGS.is_parsed():
+    # Grain reads a flag of its own; a program without absl's `app.run` leaves
+    # it at its default.
+    flags.FLAGS.mark_as_parsed()
+  return dataset.mp_prefetch(
+    grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+  )

@@ -7,7 +7,7 @@ blank picture.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -81,4 +81,25 @@ class Source(Protocol):
 
   def describe(self) -> str:
     """One line for the log: what, how many, from where."""
+    ...
+
+
+@runtime_checkable
+class Rows(Source, Protocol):
+  """A source of finished rows of a batch, as `scar tokenize` writes them.
+
+  It has no pictures: `load` is an error that says so.
+
+  Attributes:
+    columns: name -> dtype and shape of one row.
+  """
+
+  columns: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+
+  def row(self, i: int, epoch: int) -> dict[str, np.ndarray]:
+    """The row of record `i`, as it was drawn for an epoch.
+
+    Raises:
+      RecordError: the record could not be used, or the row is damaged.
+    """
     ...

@@ -239,7 +239,12 @@ class _Fast:
     return self.model.encode(text, add_special_tokens=False).ids
 
 
-def _load_t5(path: str | pathlib.Path) -> tuple[Any, int]:
+def find_vocab(path: str | pathlib.Path) -> pathlib.Path:
+  """The file of a T5 vocabulary, itself or the one in a folder.
+
+  Raises:
+    ValueError: there is none.
+  """
   given, path = path, pathlib.Path(path)
   if not str(given) or not path.exists():
     raise ValueError(
@@ -253,6 +258,11 @@ def _load_t5(path: str | pathlib.Path) -> tuple[Any, int]:
         f'text.vocab={str(given)!r} holds none of {", ".join(_T5_FILES)}'
       )
     path = found[0]
+  return path
+
+
+def _load_t5(path: str | pathlib.Path) -> tuple[Any, int]:
+  path = find_vocab(path)
   try:
     if path.suffix == '.json':
       encode = _Fast(str(path))

@@ -19,6 +19,8 @@ from jax.sharding import Mesh
 
 from scar_jax import sharding
 from scar_jax.config import Config, batch_per_device, check_tensor_axis
+from scar_jax.data.batches import shapes_of
+from scar_jax.data.manifest import job_of
 from scar_jax.extras import require
 from scar_jax.plan.chips import Topology
 from scar_jax.plan.kernels import kernel_flops
@@ -182,6 +184,10 @@ def abstract_batch(
   for name, _ in getattr(config.loss, 'labels', ()):
     shapes[f'label_{name}'] = ((), jnp.int32)
   shapes |= dict.fromkeys(pictures, ((size, size, 3), jnp.float32))
+  job = job_of(config.data)
+  if job is not None:
+    kept = {name: shapes[name] for name in ('valid', 'index')}
+    shapes = kept | shapes_of(job.columns)
   where = sharding.batch_sharding(mesh)
   return {
     name: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=where)

@@ -21,6 +21,7 @@ from scar_jax import config as config_lib
 from scar_jax import paths, sharding
 from scar_jax.artifacts import load_artifact
 from scar_jax.config import Config
+from scar_jax.data.records import Rows
 from scar_jax.models.decoder import decoder_size
 from scar_jax.train import tasks
 from scar_jax.train.metrics import write_json
@@ -69,6 +70,7 @@ def make_loader(
   config: Config,
   mesh: Mesh | None = None,
   workdir: epath.Path | None = None,
+  marks: Mapping[str, str] | None = None,
 ) -> Any:
   """The training loader that the config describes, of this host's rows.
 
@@ -76,9 +78,12 @@ def make_loader(
     config: checked.
     mesh: says which rows are this host's; by default equal blocks.
     workdir: where bad records are listed; None lists them in the log alone.
+    marks: fingerprints of the run's networks, which those of a cache must be;
+      None judges none.
   """
   from scar_jax.data.pipeline import make_loader as make
   from scar_jax.data.sources import make_source
+  from scar_jax.data.sources.cache import check_caches
   from scar_jax.data.text import make_text
 
   data = config.data
@@ -86,6 +91,9 @@ def make_loader(
   logging.info('data: %s', source.describe())
   text = config.text
   wanted = text is not None and text.kind in ('byte', 't5')
+  if isinstance(source, Rows):
+    check_caches(source, config, marks)
+    wanted = False
   return make(
     source,
     make_text(text) if wanted else None,

@@ -150,7 +150,9 @@ def _prepare(
     run.fingerprints,
   )
   with metrics.stage('data'):
-    run.loader = loader or inputs.make_loader(config, mesh, workdir)
+    run.loader = loader or inputs.make_loader(
+      config, mesh, workdir, run.fingerprints
+    )
     batch = inputs.first_batch(run.loader, mesh)
   with metrics.stage('shapes and placement'):
     made = assemble(config, run.task, batch, mesh)

@@ -13,11 +13,11 @@ from typing import Any
 from scar_jax.config_values import nearest
 from scar_jax.data.controls import Controlled
 from scar_jax.data.mixture import Mixture
-from scar_jax.data.records import Source
+from scar_jax.data.records import Rows, Source
 
 NAMES = (
   *('openmoji', 'scenes', 'folder', 'jsonl', 'imagefolder', 'tfds'),
-  *('parquet', 'webdataset', 'ip2p', 'seed_edit', 'multigen', 'pie'),
+  *('parquet', 'webdataset', 'ip2p', 'seed_edit', 'multigen', 'pie', 'cache'),
 )
 
 
@@ -43,7 +43,7 @@ def make_source(data_cfg: Any, split: str | None = None) -> Source:
     )
   module = importlib.import_module(f'{__name__}.{name}')
   source = module.make(data_cfg, chosen)
-  if not data_cfg.control:
+  if not data_cfg.control or isinstance(source, Rows):  # they are in the rows
     return source
   return Controlled(source, data_cfg.control, data_cfg.control_path)
 
@@ -71,4 +71,13 @@ def make_mixture(data_cfg: Any, split: str) -> Mixture:
       parts.append(make_source(own, part.split or split))
     except ValueError as error:
       raise ValueError(f'data.mixture[{i}], {part.source}: {error}') from error
-  return Mixture(parts, [part.weight for part in data_cfg.mixture])
+  cached = [isinstance(part, Rows) for part in parts]
+  if any(cached) and not all(cached):
+    raise ValueError(
+      'data.mixture: some parts are caches and others are not; accepted: all '
+      'or none (scar tokenize makes a cache of each part by itself)'
+    )
+  mixture = Mixture
+  if all(cached):
+    mixture = importlib.import_module(f'{__name__}.cache').CacheMixture
+  return mixture(parts, [part.weight for part in data_cfg.mixture])

@@ -11,7 +11,6 @@ for each record. Nothing is downloaded.
 Source: the files that `tfds build --file_format=array_record` writes.
 """
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -23,8 +22,8 @@ from scar_jax.data import pictures
 from scar_jax.data.examples import parse_example
 from scar_jax.data.fields import checked_label
 from scar_jax.data.records import Record, RecordError
+from scar_jax.data.shards import Part, open_records
 from scar_jax.data.sources.imagefolder import check_class_kind
-from scar_jax.extras import require
 
 _INFO, _FEATURES = 'dataset_info.json', 'features.json'
 _SPLIT = re.compile(r'(\w+)(?:\[(\d+%?)?:(\d+%?)?\])?')
@@ -68,16 +67,6 @@ def find_version(path: str, name: str) -> pathlib.Path:
   return found[-1]
 
 
-@dataclasses.dataclass
-class _Part:
-  """Which records of a shard are read, in the terms of array_record."""
-
-  filename: str
-  skip: int
-  take: int
-  examples_in_shard: int
-
-
 class Tfds:
   """Records of one split.
 
@@ -101,10 +90,7 @@ class Tfds:
     self._open()
 
   def _open(self) -> None:
-    module = require('array_record.python.array_record_data_source', 'data')
-    # Readers open at the first read and hold 8 bytes for each record. Those
-    # that leave the index on disk search it anew for every record.
-    self._reader = module.ArrayRecordDataSource(self.parts)
+    self._reader = open_records(self.parts)
 
   def __len__(self) -> int:
     return int(self._ends[-1])
@@ -182,7 +168,7 @@ def _features(tree: dict[str, Any], folder: pathlib.Path) -> tuple[str, str]:
 
 def _parts(
   folder: pathlib.Path, info: dict[str, Any], split: str
-) -> list[_Part]:
+) -> list[Part]:
   """The shards of a split, cut to what is asked for."""
   known = {s['name']: s for s in info.get('splits', [])}
   match = _SPLIT.fullmatch(split)
@@ -217,7 +203,7 @@ def _parts(
     low, high = max(first - start, 0), min(last - start, length)
     if low < high:
       path = str(folder / pathlib.PurePath(name).name)
-      parts.append(_Part(path, low, high - low, length))
+      parts.append(Part(path, low, high - low, length))
     start += length
   if not parts:
     raise ValueError(f'data.split={split!r} of {folder}: 0 of {total} examples')

@@ -6,7 +6,7 @@ features, a T5 where the text is not trained here. Out: the joint loss
 `CE + w_pres L_pres + w_align L_align` and its metrics (method 1.2, 7).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from scar_jax import objectives
 from scar_jax.config import SCAR_SECTIONS
 from scar_jax.config_values import check_multiple
+from scar_jax.data.manifest import job_of
 from scar_jax.distributed import on_host
 from scar_jax.flops import step_flops
 from scar_jax.models.codebook_init import start_from_codebook
@@ -77,6 +78,7 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
     text_dtype=config.text.dtype,
     batch=config.sample.batch,
   )
+  job = job_of(config.data)
   used = {
     name: editor.retyped(name, _needed(artifacts, name))
     for name in editor.needs
@@ -87,6 +89,7 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
     config.loss,
     config.align.stop_target_grad,
     config.model.codebook_init,
+    job.made_with if job else (),
   )
 
 
@@ -211,12 +214,29 @@ class ScarTask:
     loss: Any,
     stop_target_grad: bool = False,
     codebook_init: bool = False,
+    stored: Collection[str] = (),
   ):
+    """From loaded networks.
+
+    Args:
+      editor: what is exported with the parameters.
+      artifacts: the frozen networks.
+      loss: config section.
+      stop_target_grad: see `config.AlignConfig`.
+      codebook_init: see `config.ScarModel`.
+      stored: networks whose outputs the batches bring: they do not run.
+    """
     self.editor = editor
     self.parts = Parts(
       editor, {name: art.config for name, art in artifacts.items()}
     )
-    self.frozen = {name: art.params for name, art in artifacts.items()}
+    # The tokenizer stays: it draws pictures, and its codes are inputs.
+    self.frozen = {
+      name: art.params
+      for name, art in artifacts.items()
+      if name == 'tokenizer' or name not in stored
+    }
+    self.stored = stored
     self.model = Scar(editor.model)
     self.tokens = editor.model.make_order().num_targets
     self.weights = loss
@@ -233,7 +253,7 @@ class ScarTask:
 
   def init(self, rng: Array, batch: Batch) -> dict[str, PyTree]:
     """Fresh parameters; only shapes of the batch matter."""
-    cfg, count = self.editor.model, batch['target'].shape[0]
+    cfg, count = self.editor.model, next(iter(batch.values())).shape[0]
     cond = empty_conditions(cfg, count)
     tokens = jnp.zeros((count, cfg.make_order().num_targets), jnp.int32)
     params, order = jax.random.split(rng)
@@ -262,11 +282,9 @@ class ScarTask:
     """Joint loss of a batch; see `tasks.Task.loss`."""
     cfg, weights = self.editor.model, self.weights
     valid = batch.get('valid')
-    tokens, seen = self._tokens(frozen, batch['target'], rng, train)
+    tokens, seen = self._tokens(frozen, batch, rng, train)
     aligns = bool(weights.align) and cfg.aligns
-    cond, target_features = self.parts.conditions(
-      frozen, batch, batch['target'] if aligns else None
-    )
+    cond, target_features = self.parts.conditions(frozen, batch, aligns)
     streams = ('condition', 'dropout', 'order')
     rngs = dict(zip(streams, jax.random.split(rng, 3), strict=True))
     out = self.model.apply(
@@ -309,15 +327,29 @@ class ScarTask:
     return loss, (metrics, extra)
 
   def _tokens(
-    self, frozen: Mapping[str, PyTree], target: Array, rng: Array, train: bool
+    self, frozen: Mapping[str, PyTree], batch: Batch, rng: Array, train: bool
   ) -> tuple[Array, Array | None]:
     """Tokens to predict, and those of the inputs where they are others."""
     cfg = self.editor.model
     if train and cfg.token_noise and cfg.order == 'scale':
+      if 'target' not in batch:
+        raise ValueError(
+          f'model.token_noise={cfg.token_noise} in the scale order needs '
+          'pictures and the batch has none; accepted with data.source=cache: 0 '
+          '(set --config.model.token_noise=0)'
+        )
       # A stream of its own: the model splits `rng` itself.
-      return self.parts.noisy_tokens(frozen, target, jax.random.fold_in(rng, 1))
-    tokens = self.parts.tokens(frozen, target)
-    return tokens.reshape(tokens.shape[0], -1), None
+      return self.parts.noisy_tokens(
+        frozen, batch['target'], jax.random.fold_in(rng, 1)
+      )
+    return self.known(frozen, batch), None
+
+  def known(self, frozen: Mapping[str, PyTree], batch: Batch) -> Array:
+    """Tokens of the targets: stored, or made of the pictures."""
+    if 'tokens' in batch:
+      return jnp.asarray(batch['tokens'])
+    tokens = self.parts.tokens(frozen, batch['target'])
+    return tokens.reshape(tokens.shape[0], -1)
 
   def labels(self, params: PyTree) -> PyTree:
     """'frozen' for null conditions that are constants of the checkpoint."""
@@ -338,7 +370,7 @@ class ScarTask:
     return step_flops(
       self.editor.model,
       batch,
-      self.parts.configs,
+      {k: v for k, v in self.parts.configs.items() if k not in self.stored},
       self.editor.image_size,
       align=bool(self.weights.align),
       preserve=bool(self.weights.pres),
@@ -366,7 +398,8 @@ class ScarTask:
     """
     batch = {k: v[:_PICTURES] for k, v in batch.items()}
     cond, _ = self.parts.conditions(frozen, batch)
-    count = batch['target'].shape[0]
+    known = self.known(frozen, batch)
+    count = known.shape[0]
     scales, settings = split_scales(self.editor.sample)
     made = generate(
       self.model,
@@ -377,7 +410,6 @@ class ScarTask:
       settings,
       accumulate=self.parts.accumulate(frozen),
     )
-    known = self.parts.tokens(frozen, batch['target']).reshape(count, -1)
     out = {k: batch[k] for k in ('condition', 'target') if k in batch}
     out |= {
       'tokenizer': self.parts.images(frozen, known),
