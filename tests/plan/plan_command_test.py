@@ -173,3 +173,8 @@ def test_a_search_ends_with_its_tries_and_skips_what_does_not_divide(
   assert len(_search(monkeypatch, lambda r: False, tries=5)) == 5
   found = _search(monkeypatch, lambda r: True, batch=8)
   assert {r['mesh']['tensor'] for r in found} == {2, 4}
+
+
+def test_a_mesh_is_done_once_nothing_need_be_computed_again(monkeypatch):
+  found = _search(monkeypatch, lambda r: True)
+  assert {(r['accum'], r['remat']) for r in found} == {(1, 'none')}
