@@ -50,9 +50,9 @@ def make_report(
     'batch': batch,
     'accum': config.train.accum,
     'remat': getattr(config.model, 'remat', ''),
-    'fits': memory.fits,
+    'fits': memory.total <= topology.chip.hbm,
     'hbm_bytes': memory.total,
-    'hbm_limit_bytes': program.limit or float(topology.chip.hbm),
+    'hbm_limit_bytes': float(topology.chip.hbm),
     'memory': memory.parts,
     'params': sum(
       leaf.size for leaf in jax.tree.leaves(setup.assembly.shapes.params)

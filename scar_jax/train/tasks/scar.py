@@ -97,7 +97,8 @@ def _needed(artifacts: Mapping[str, Any], name: str) -> Any:
   if name not in artifacts:
     raise ValueError(
       f'{name}.artifact is empty; accepted: the directory of a trained or '
-      f'converted {name} (set --config.{name}.artifact)'
+      f'converted {name} (set --config.{name}.artifact; scar plan needs only '
+      f'--config.{name}.size)'
     )
   return artifacts[name]
 
