@@ -39,24 +39,24 @@ class Record:
   Attributes:
     target: picture to produce, uint8 RGB.
     condition: source picture or control map, uint8 RGB, or None.
-    draw: makes the condition of the target as it is trained on, after its crop;
-      then `condition` is None.
     text: instruction or caption; '' is the null condition.
     label: class id, or None.
     mask: where the edit may change pixels (nonzero), or None. For scoring.
     key: stable name of the record, for reports.
     meta: facts for scoring. `meta['labels']` (name -> int) become int32 batch
       keys `label_<name>`; the rest does not reach a batch.
+    draw: makes the condition of the target as it is trained on, after its crop;
+      then `condition` is None.
   """
 
   target: UInt8[np.ndarray, 'H W 3']
   condition: UInt8[np.ndarray, 'H W 3'] | None = None
-  draw: Callable[[np.ndarray], np.ndarray] | None = None
   text: str = ''
   label: int | None = None
   mask: UInt8[np.ndarray, 'H W'] | None = None
   key: str = ''
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+  draw: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @runtime_checkable

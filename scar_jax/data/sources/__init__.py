@@ -33,6 +33,5 @@ def make_source(data_cfg: Any, split: str | None = None) -> Source:
     )
   module = importlib.import_module(f'{__name__}.{name}')
   source = module.make(data_cfg, data_cfg.split if split is None else split)
-  if not data_cfg.control:
-    return source
-  return Controlled(source, data_cfg.control, data_cfg.control_path)
+  kinds = getattr(data_cfg, 'control', ())
+  return Controlled(source, kinds, data_cfg.control_path) if kinds else source
