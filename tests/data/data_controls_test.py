@@ -97,7 +97,7 @@ def test_a_sketch_has_strokes_of_one_width_along_ridges():
   strokes = controls.sketch(edges)
   assert set(np.unique(strokes)) == {0, 255}
   rows = strokes[16:40] > 0
-  assert (rows.sum(axis=1) == 13).all()
+  assert (rows.sum(axis=1) == 11).all()
   assert rows[:, 32].all()
   faint = controls.sketch((edges // 4).astype(np.uint8))
   assert not faint.any()
