@@ -28,6 +28,12 @@ CELLS = {
 
 
 def get_config(arg=None):
-  return common.stage_config(
-    arg, 'scenes', KINDS, CELLS, steps=2400, classes=len(COLOURS)
+  config = common.stage_config(
+    arg, 'scenes', KINDS, CELLS, steps=3000, classes=len(COLOURS)
   )
+  if config.task == 'scar':
+    # Where an object goes is all or nothing: guidance would draw it at every
+    # place that the text makes a little likelier.
+    config.prefix.places = 'sincos'
+    config.sample.guidance = 1.0
+  return config

@@ -119,7 +119,8 @@ def make_annotator(
     return _depth(weights, side, batch)
 
   def edges(params: PyTree, images: jax.Array) -> jax.Array:
-    return HED().apply({'params': params}, images)
+    made: Any = HED().apply({'params': params}, images)
+    return made
 
   def levels(raw: np.ndarray) -> Map:
     return np.rint(np.clip(raw, 0, 1) * 255).astype(np.uint8)
@@ -149,7 +150,8 @@ def _depth(weights: str | None, side: int, batch: int) -> Annotator:
 
   def near(params: PyTree, images: jax.Array) -> jax.Array:
     images = ((images + 1) / 2 - mean) / std
-    return DepthAnything(cfg).apply({'params': params}, images)
+    made: Any = DepthAnything(cfg).apply({'params': params}, images)
+    return made
 
   unit = _DEPTH_UNIT * cfg.network.patch
   return Annotator(

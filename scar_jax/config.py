@@ -132,6 +132,7 @@ class PrefixSection:
   )
   k: int = choice(2, 1, 2, 4)  # linear compression of the feature grid
   norm: str = 'none'  # of the compressed features
+  places: str = choice('none', 'none', 'sincos')  # added to the prefix
   mask: str = choice('bidirectional', 'bidirectional', 'causal')
   rope: str = choice('offset_p', 'offset_p', 'offset_g', 'aligned', 'none')
   ada: str = choice('class', 'class', 'null')  # scale order: who modulates it

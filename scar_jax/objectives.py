@@ -142,7 +142,7 @@ def chunked_token_losses(
   split = rows[0] is not None
   embed, vocab = table if split else (None, None)
 
-  def local(hidden, kernel, bias, targets) -> TokenLosses:
+  def local(hidden, kernel, bias, targets) -> tuple[Array, Array]:
     kernel = kernel.astype(dtype)
     if embed:
       kernel = jax.lax.all_gather(kernel, embed, axis=0, tiled=True)
@@ -160,7 +160,8 @@ def chunked_token_losses(
 
     parts = jax.tree.map(lambda x: _cut(x, chunk), (hidden, targets))
     found = jax.lax.map(body, parts)
-    return TokenLosses(*(_joined(x, targets.shape) for x in found))
+    nll, hit = (_joined(x, targets.shape) for x in found)
+    return nll, hit
 
   if split:
     states = PartitionSpec(*rows, None)
@@ -168,9 +169,9 @@ def chunked_token_losses(
     local = jax.shard_map(
       local,
       in_specs=(states, table, flat, rows),
-      out_specs=TokenLosses(rows, rows),
+      out_specs=(rows, rows),
     )
-  return local(hidden, kernel, bias, targets)
+  return TokenLosses(*local(hidden, kernel, bias, targets))
 
 
 def _cut(x: Float[Array, 'B N *d'], chunk: int) -> Float[Array, 'n B chunk *d']:

@@ -25,6 +25,7 @@ from scar_jax.extras import require
 
 FORMATS = ('jsonl', 'array_record')
 _READS = 10_000  # records read at random
+_SHARD = 1250  # records
 
 
 def run(given: Any) -> Report:
@@ -71,12 +72,16 @@ def write(root: pathlib.Path, form: str, count: int) -> pathlib.Path:
   module = require('array_record.python.array_record_module', 'data')
   folder = root / 'numbers' / '1.0.0'
   folder.mkdir(parents=True)
-  name = 'numbers-train.array_record-00000-of-00001'
-  writer = module.ArrayRecordWriter(str(folder / name), 'group_size:1')
-  for i in range(count):
-    writer.write(write_example({'image': [b'picture'], 'label': [i % 1000]}))
-  writer.close()
-  split = {'name': 'train', 'shardLengths': [str(count)]}
+  # Shards of as many records as TFDS makes of ImageNet.
+  lengths = [min(_SHARD, count - start) for start in range(0, count, _SHARD)]
+  for number, length in enumerate(lengths):
+    of = f'{number:05d}-of-{len(lengths):05d}'
+    path = folder / f'numbers-train.array_record-{of}'
+    writer = module.ArrayRecordWriter(str(path), 'group_size:1')
+    for i in range(length):
+      writer.write(write_example({'image': [b'picture'], 'label': [i]}))
+    writer.close()
+  split = {'name': 'train', 'shardLengths': [str(n) for n in lengths]}
   info = {'name': 'numbers', 'fileFormat': 'array_record', 'splits': [split]}
   (folder / 'dataset_info.json').write_text(json.dumps(info))
   features = {

@@ -36,14 +36,14 @@ def run(given: Any) -> Report:
   work, rows, counts = {}, {}, {}
   for place in given.workdirs:
     home = pathlib.Path(place)
-    config = check(_json(home / 'edit' / 'config.json')['config'])
+    config: Any = check(_json(home / 'edit' / 'config.json')['config'])
     splits = _json(home / 'eval_edit' / 'scores.json')['splits']
     source, order = config.data.source, config.order.name
     split = HELD_OUT[source][0]
     editor = Editor.load(home / 'edit')
     records = make_source(config.data, split)
     some = [records.load(i, None) for i in range(editor.cfg.batch)]
-    pictures = [r.condition for r in some]
+    pictures: Any = [r.condition for r in some]
     prompts = [r.text for r in some]
     work[place] = functools.partial(editor, pictures, prompts)
     steps = sampling_order(editor.cfg.model, editor.cfg.sample).set_sizes
@@ -59,9 +59,7 @@ def run(given: Any) -> Report:
   for place, row in rows.items():
     row['seconds_per_image'] = seconds[place][1] / counts[place]
   settings = {**machine(), 'repeats': given.repeats}
-  return Report(
-    settings, list(rows.values()), lambda row: f'{row["source"]} {row["order"]}'
-  )
+  return Report(settings, list(rows.values()), lambda row: row['order'])
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

@@ -128,10 +128,8 @@ class Part:
 def open_records(parts: Sequence[Part]) -> Any:
   """Random access to the records of all parts, one after another.
 
-  The index of a file stays on disk, so that memory does not grow.
+  Readers open at the first read and hold 8 bytes for each record. Those that
+  leave the index on disk search it anew for every record.
   """
   module = require('array_record.python.array_record_data_source', 'data')
-  return module.ArrayRecordDataSource(
-    list(parts),
-    {'index_storage_option': 'offloaded', 'footer_prefetch_bytes': '0'},
-  )
+  return module.ArrayRecordDataSource(list(parts))

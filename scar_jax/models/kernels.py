@@ -8,7 +8,7 @@ keys are padding. Out: `[B, L, H, K]`, equal to `attention.attend` under
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +168,7 @@ def cudnn_attention(
   *,
   set_ids: Int[np.ndarray, ' L'],
   padding: tuple[int, int] | None,
-  implementation: str = 'cudnn',
+  implementation: Literal['xla', 'cudnn'] = 'cudnn',
 ) -> Float[Array, 'B L H K']:
   """Flash attention of cuDNN; arguments as in `splash_attention`.
 

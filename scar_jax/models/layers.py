@@ -248,3 +248,19 @@ def drop_path(
   keep = 1.0 - jnp.asarray(rate, jnp.float32)
   kept = jax.random.bernoulli(rng, keep, (x.shape[0], 1, 1))
   return x * (kept / keep).astype(x.dtype)
+
+
+def place_waves(places: np.ndarray, width: int) -> np.ndarray:
+  """Sines and cosines of places in a picture, float32 [n, width], of unit RMS.
+
+  Rows of near places are alike, whatever grid they are on. Wavelengths run from
+  four pictures down to an eighth of one, half of the channels for each axis.
+
+  Args:
+    places: (row, column) in units of the picture, [n, 2].
+    width: a multiple of 4.
+  """
+  waves = 2 * np.pi * np.geomspace(0.25, 8, width // 4)
+  angle = (places[..., None] * waves).reshape(len(places), -1)
+  pair = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+  return (np.sqrt(2) * pair).astype(np.float32)

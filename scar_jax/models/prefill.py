@@ -12,8 +12,11 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from scar_jax.models.layers import place_waves
+from scar_jax.orders.layout import grid_positions
 from scar_jax.sharding import annotated
 
 COMPRESS = (
@@ -28,6 +31,7 @@ COMPRESS = (
   'off',  # no prefix at all
 )
 NORMS = ('none', 'layernorm')
+_PLACE_RMS = 0.5  # beside embeddings of unit RMS
 _WITH_CONV = ('full', 'conv_resize', 'conv', 'vq_pool')
 _WITH_RESIZE = ('full', 'conv_resize', 'resize', 'vq_pool')
 
@@ -43,6 +47,8 @@ class PrefixConfig:
     width: feature width d; the vq kinds have the decoder's.
     out: decoder width D.
     norm: 'none' or 'layernorm' (without scale or bias), after the projection.
+    places: 'none', or 'sincos' adds where each position lies in the picture,
+      to what an encoder trained for a few minutes may not tell.
     null: 'learned' or 'fixed' null prefix of the joint condition dropout.
     dtype: of convolutions and projection.
   """
@@ -53,6 +59,7 @@ class PrefixConfig:
   width: int = 3072
   out: int = 1280
   norm: str = 'none'
+  places: str = 'none'
   null: str = 'learned'
   dtype: str = 'float32'
 
@@ -61,6 +68,7 @@ class PrefixConfig:
       'compress': COMPRESS,
       'k': (1, 2, 4),
       'norm': NORMS,
+      'places': ('none', 'sincos'),
       'null': ('learned', 'fixed'),
     }
     for name, values in accepted.items():
@@ -264,6 +272,9 @@ class Compressor(nn.Module):
     if cfg.norm == 'layernorm':
       mean = jnp.mean(x, axis=-1, keepdims=True)
       x = (x - mean) * jax.lax.rsqrt(jnp.var(x, axis=-1, keepdims=True) + 1e-6)
+    if cfg.places == 'sincos':
+      cells = (grid_positions(cfg.out_grid) + 0.5) / np.array(cfg.out_grid)
+      x = x + _PLACE_RMS * place_waves(cells, cfg.out)
     return x
 
   def __call__(

@@ -18,11 +18,11 @@ _saved = jax.checkpoint_policies
 _POLICIES: dict[str, Any] = {
   # Only the input of each layer is kept.
   'full': None,
-  # The same, but attention is not computed a second time.
-  'attention': _saved.save_only_these_names(ATTENTION),
   # Results of matrix products, batched ones (attention's) too or not.
   'dots': _saved.checkpoint_dots,
   'dots_no_batch': _saved.checkpoint_dots_with_no_batch_dims,
+  # As 'full', but attention is not computed a second time.
+  'attention': _saved.save_only_these_names(ATTENTION),
   # As 'full', and the inputs wait in the host's memory.
   'offload': _saved.save_and_offload_only_these_names(
     names_which_can_be_saved=[],

@@ -21,22 +21,6 @@ from scar_jax.orders.scale import ScaleOrder
 from scar_jax.sharding import annotated
 
 
-def place_waves(places: np.ndarray, width: int) -> np.ndarray:
-  """Sines and cosines of places in a picture, float32 [n, width], of unit RMS.
-
-  Rows of near places are alike, whatever grid they are on. Wavelengths run from
-  four pictures down to an eighth of one, half of the channels for each axis.
-
-  Args:
-    places: (row, column) in units of the picture, [n, 2].
-    width: a multiple of 4.
-  """
-  waves = 2 * np.pi * np.geomspace(0.25, 8, width // 4)
-  angle = (places[..., None] * waves).reshape(len(places), -1)
-  pair = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
-  return (np.sqrt(2) * pair).astype(np.float32)
-
-
 class ScaleInputs(nn.Module):
   """Tables of classes, start tokens, places and scales; latents' projection.
 
@@ -68,7 +52,7 @@ class ScaleInputs(nn.Module):
     def places(centres: Float[Array, 'n 2'] | np.ndarray) -> Any:
       if self.place_init == 'normal':
         return init
-      waves = place_waves(centres / order.patch_nums[-1], self.width)
+      waves = nl.place_waves(centres / order.patch_nums[-1], self.width)
       return lambda *_: jnp.asarray(std * waves)
 
     self.label = table('label', self.classes + 1)

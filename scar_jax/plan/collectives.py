@@ -116,7 +116,9 @@ def _numbers(text: str) -> list[int]:
 
 def _iota(text: str) -> Int[np.ndarray, '...']:
   """`[2,4]T(1,0)`: counted up, reshaped, transposed."""
-  dims, order = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text).groups()
+  found = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
+  assert found, text
+  dims, order = found.groups()
   sizes = _numbers(dims)
   ids = np.arange(math.prod(sizes)).reshape(sizes)
   return ids.transpose(_numbers(order)) if order else ids

@@ -241,8 +241,10 @@ def compile_sample(setup: Setup) -> Program:
     sharding=sharding.batch_sharding(setup.mesh),
   )
 
+  # Before the mesh is set: it makes small arrays, and the mesh cannot run.
+  program = jax.jit(sample_program(task))
+
   def trace() -> jax.stages.Traced:
-    program = jax.jit(sample_program(task))
     return program.trace(params, setup.frozen, given, seeds)
 
   arguments = {
@@ -261,7 +263,7 @@ def sample_program(task: ScarTask) -> Callable[..., Array]:
   scales, settings = split_scales(task.editor.sample)
 
   def sample(
-    params: PyTree, frozen: Mapping[str, PyTree], batch: Any, seeds: Array
+    params: PyTree, frozen: Mapping[str, PyTree], batch: Any, seeds: jax.Array
   ) -> Array:
     cond, _ = task.parts.conditions(frozen, batch)
     made = generate(
@@ -329,7 +331,7 @@ def bytes_per_device(tree: PyTree) -> float:
 
 def _peak(compiled: jax.stages.Compiled) -> float:
   """Arguments, results that are no arguments, temporaries and code."""
-  memory = compiled.memory_analysis()
+  memory: Any = compiled.memory_analysis()
   return float(
     memory.argument_size_in_bytes
     + memory.output_size_in_bytes

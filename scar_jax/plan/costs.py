@@ -37,6 +37,7 @@ class Op:
     flops: of matrix products and convolutions, each time.
     bytes: read from and written to HBM, each time.
     trips: how often it runs.
+    loop: the outermost loop that it is in, with its trips; '' is none.
   """
 
   name: str
@@ -44,6 +45,7 @@ class Op:
   flops: float
   bytes: float
   trips: int
+  loop: tuple[str, int] = ('', 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,17 @@ class Costs:
   def bytes(self) -> float:
     """Read from and written to HBM."""
     return sum(op.bytes * op.trips for op in self.ops)
+
+  def turn_bytes(self) -> float:
+    """Bytes of HBM of one turn of the longest outermost loop, 0 without.
+
+    Of a sampler, that is a decoding step.
+    """
+    loop = max((op.loop for op in self.ops), key=lambda loop: loop[1])
+    if not loop[0]:
+      return 0.0
+    inside = (op for op in self.ops if op.loop == loop)
+    return sum(op.bytes * op.trips for op in inside) / loop[1]
 
 
 def count(
@@ -98,6 +111,7 @@ class _Walk:
     self.ops: list[Op] = []
     self.collectives: list[Collective] = []
     self.unknown = 0
+    self.loop = ('', 1)
 
   def run(self, name: str, trips: int, overlaps: bool) -> None:
     inside = self.module.computations.get(name, Computation())
@@ -110,8 +124,12 @@ class _Walk:
     if i.opcode == 'while':
       times = self.module.trips(i)
       self.unknown += times is None
+      outside, times = self.loop, 1 if times is None else times
+      if not outside[0]:
+        self.loop = (i.name, times)
       for body in i.called('body'):
-        self.run(body, trips * (1 if times is None else times), overlaps)
+        self.run(body, trips * times, overlaps)
+      self.loop = outside
       return
     if i.opcode == 'conditional':
       self._largest(i.called(), trips, overlaps)
@@ -132,13 +150,14 @@ class _Walk:
     flops = instruction_flops(i, inside, self.module, self.kernels)
     moved = hbm_bytes(i, inside, self.module)
     if flops or moved:
-      self.ops.append(Op(i.name, i.opcode, flops, moved, trips))
+      self.ops.append(Op(i.name, i.opcode, flops, moved, trips, self.loop))
 
   def _largest(self, names: Sequence[str], trips: int, overlaps: bool) -> None:
     """The branch with the most FLOPs, then bytes."""
     branches = []
     for name in names:
       walk = _Walk(self.module, self.mesh, self.kernels)
+      walk.loop = self.loop
       walk.run(name, trips, overlaps)
       branches.append(walk)
     if not branches:

@@ -37,7 +37,7 @@ def abstract_artifacts(config: Config) -> dict[str, Artifact]:
   """
   found = {}
   for name in _BY_SIZE:
-    section = getattr(config, name, None)
+    section: Any = getattr(config, name, None)
     artifact = getattr(section, 'artifact', '')
     if artifact:
       network = _described(name, artifact)
@@ -88,12 +88,11 @@ def network_config(name: str, text: str) -> Any:
 
 def network_shapes(name: str, network: Any, config: Config) -> PyTree:
   """Shapes of the parameters of a network."""
-  size = config.data.image_size
   if name == 'text':
     module: Any = T5Encoder(network)
-    example = jax.ShapeDtypeStruct((1, config.text.length), jnp.int32)
+    example = jax.ShapeDtypeStruct((1, 8), jnp.int32)  # of any length
   else:
-    encodes = name == 'tokenizer'
+    size, encodes = config.data.image_size, name == 'tokenizer'
     module = make_tokenizer(network) if encodes else SemanticEncoder(network)
     example = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   return unbox(

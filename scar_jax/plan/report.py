@@ -9,15 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from scar_jax.flops import sample_flops
+from scar_jax.plan.activations import saved_bytes
 from scar_jax.plan.chips import GIB, Topology
 from scar_jax.plan.collectives import Collective
 from scar_jax.plan.compile import Program, Setup
 from scar_jax.plan.costs import count
 from scar_jax.plan.hlo import parse
 from scar_jax.plan.roofline import Coords, exchange_seconds, roofline
-from scar_jax.sampling import branch_count, split_scales
+from scar_jax.sampling import branch_count, cache_size, split_scales
+from scar_jax.sharding import batch_ways
 from scar_jax.train.tasks import optional
 
 Report = dict[str, Any]
@@ -60,7 +63,12 @@ def make_report(
   }
   if not program.text:
     return report
-  costs = count(parse(program.text), program.mesh, program.kernels)
+  module = parse(program.text)
+  costs = count(module, program.mesh, program.kernels)
+  report['memory'] = _with_activations(memory.parts, saved_bytes(module))
+  if what == 'sample':
+    report['decode_bytes'] = costs.turn_bytes()
+    report['decode_bytes_least'] = _decode_least(setup)
   line = roofline(costs, topology.chip, program.coords)
   total = report['flops_analytic']
   peak = chips * topology.chip.flops
@@ -94,6 +102,38 @@ def _analytic(setup: Setup, what: str) -> dict[str, float]:
     task.parts.configs,
     task.editor.image_size,
   )
+
+
+def _with_activations(
+  parts: Mapping[str, float], saved: float
+) -> dict[str, float]:
+  """Temporaries without what they hold for the backward pass."""
+  saved = min(saved, parts.get('temporaries', 0.0))
+  if not saved:
+    return dict(parts)
+  rest = {k: v for k, v in parts.items() if k != 'temporaries'}
+  return rest | {
+    'activations': saved,
+    'temporaries': parts['temporaries'] - saved,
+  }
+
+
+def _decode_least(setup: Setup) -> float:
+  """Bytes that a decoding step must read: weights and cache of one chip."""
+  editor, mesh = setup.task.editor, setup.mesh
+  cfg = editor.model.decoder
+  width = jnp.dtype(cfg.dtype).itemsize
+  decoder = setup.assembly.shapes.params['decoder']
+  weights = sum(
+    leaf.size
+    for name in ('layers', 'head')
+    for leaf in jax.tree.leaves(decoder[name])
+  )
+  mode = split_scales(editor.sample)[1].guidance_mode
+  rows = setup.config.data.batch * branch_count(mode) / batch_ways(mesh)
+  slots = cache_size(editor.model.make_layout().length)
+  cache = 2 * cfg.layers * rows * slots * cfg.width
+  return (weights + cache) * width / mesh.shape['tensor']
 
 
 def _listed(
@@ -171,6 +211,15 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         f'over {entry["axes"]}: {entry["count"]}, '
         f'{entry["bytes"] / GIB:.2f} GiB sent per chip, {share:.0%} '
         f'overlapped, {1e3 * entry["seconds"]:.1f} ms',
+      )
+    )
+  if report['program'] == 'sample':
+    ratio = report['decode_bytes'] / report['decode_bytes_least']
+    shown.append(
+      _line(
+        'decoding step',
+        f'{report["decode_bytes"] / GIB:.2f} GiB of HBM per chip, {ratio:.2f} '
+        'of weights and whole cache',
       )
     )
   milli = {

@@ -128,9 +128,8 @@ def local_rows(mesh: Mesh, batch: int) -> tuple[int, ...]:
   Hosts that a tensor axis spans hold the same rows; a mesh laid out along the
   wires of a pod need not give a host one block of them.
   """
-  places = sharding.batch_sharding(mesh).addressable_devices_indices_map(
-    (batch,)
-  )
+  where = sharding.batch_sharding(mesh)
+  places: Mapping[Any, Any] = where.addressable_devices_indices_map((batch,))
   held = {row for (part,) in places.values() for row in range(batch)[part]}
   return tuple(sorted(held))
 

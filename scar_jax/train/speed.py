@@ -12,17 +12,17 @@ from typing import Any
 
 import jax
 
-_GIB = 2**30
+from scar_jax.plan.chips import CHIPS, GIB
+
 # FLOP/s of dense bfloat16 matrix products, by the first words of
-# `device_kind`. Sources: the pages of Cloud TPU on each generation; data sheets
-# of the A100 and H100 (SXM, without sparsity).
+# `device_kind`; of GPUs from the data sheets (SXM, without sparsity).
 _PEAK_FLOPS = {
-  'TPU v4': 2.75e14,
-  'TPU v5 lite': 1.97e14,
-  'TPU v5e': 1.97e14,
-  'TPU v5': 4.59e14,
-  'TPU v6 lite': 9.18e14,
-  'TPU v6e': 9.18e14,
+  'TPU v4': CHIPS['v4'].flops,
+  'TPU v5 lite': CHIPS['v5e'].flops,
+  'TPU v5e': CHIPS['v5e'].flops,
+  'TPU v5': CHIPS['v5p'].flops,
+  'TPU v6 lite': CHIPS['v6e'].flops,
+  'TPU v6e': CHIPS['v6e'].flops,
   'NVIDIA A100': 3.12e14,
   'NVIDIA H100': 9.89e14,
   'NVIDIA H200': 9.89e14,
@@ -109,7 +109,7 @@ def memory() -> dict[str, float]:
   limits = [s['bytes_limit'] for s in stats if s.get('bytes_limit')]
   found = {}
   if peaks:
-    found['memory_peak_gib'] = max(peaks) / _GIB
+    found['memory_peak_gib'] = max(peaks) / GIB
   if limits:
-    found['memory_limit_gib'] = min(limits) / _GIB
+    found['memory_limit_gib'] = min(limits) / GIB
   return found

@@ -52,7 +52,7 @@ def test_orders_are_compared(tmp_path, monkeypatch, capsys):
   assert [row['steps'] for row in rows] == [4, 2]
   assert rows[0]['edit_accuracy'] == 0.875
   assert rows[0]['seconds_per_image'] > 0
-  assert 'openmoji scale' in capsys.readouterr().out
+  assert 'scale' in capsys.readouterr().out
 
 
 def test_what_is_no_finished_quickstart_is_named(tmp_path, capsys):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from scar_jax.config import DataConfig
 from scar_jax.data.examples import write_example
+from scar_jax.data.records import RecordError
 
 SIDE = 8
 
@@ -166,13 +167,28 @@ def tfds(root, some, shards=2):
   (folder / 'dataset_info.json').write_text(json.dumps(info))
   base = 'tensorflow_datasets.core.features'
   features = {
-    'image': {'pythonClassName': f'{base}.image_feature.Image'},
-    'label': {'pythonClassName': f'{base}.class_label_feature.ClassLabel'},
-    'file_name': {'pythonClassName': f'{base}.text_feature.Text'},
+    'image': {
+      'pythonClassName': f'{base}.image_feature.Image',
+      'image': {
+        'shape': {'dimensions': ['-1', '-1', '3']},
+        'dtype': 'uint8',
+        'encodingFormat': 'png',
+      },
+    },
+    'label': {
+      'pythonClassName': f'{base}.class_label_feature.ClassLabel',
+      'classLabel': {'numClasses': '2'},
+    },
+    'file_name': {
+      'pythonClassName': f'{base}.text_feature.Text',
+      'text': {},
+    },
   }
-  (folder / 'features.json').write_text(
-    json.dumps({'featuresDict': {'features': features}})
-  )
+  tree = {
+    'pythonClassName': f'{base}.features_dict.FeaturesDict',
+    'featuresDict': {'features': features},
+  }
+  (folder / 'features.json').write_text(json.dumps(tree))
   return DataConfig(source='tfds:shapes', kind='class', path=str(root))
 
 
@@ -293,3 +309,19 @@ def side_of(name: str) -> int:
 def red(record: Any) -> int:
   """Which row a record came from."""
   return round(int(np.median(record.target[..., 0])) / 10)
+
+
+def loaded(source):
+  """Records by row, and reasons by key of those that cannot be used."""
+  good, bad = {}, {}
+  for i in range(len(source)):
+    try:
+      record = source.load(i, None)
+      good[red(record)] = record
+    except RecordError as error:
+      bad[error.key] = error.reason
+  return good, bad
+
+
+def replace_in(path, old, new):
+  path.write_text(path.read_text().replace(old, new))

@@ -60,7 +60,7 @@ def test_inspect_prints_and_writes_a_page(section, tmp_path, capsys):
     [
       *('data', 'inspect', f'--config={tmp_path}/c.py', '--rows=9'),
       *('--config.data.source=jsonl', f'--config.data.path={section.path}'),
-      *('--config.data.batch=4', '--config.data.max_bad_share=0.5'),
+      *('--config.data.batch=4', '--config.data.strict=true'),
       *('--config.data.image_size=8', '--batches=2'),
       *(f'--page={tmp_path}/page.png', f'--json={tmp_path}/data.json'),
     ]

@@ -144,6 +144,21 @@ def test_scan_unroll_and_remat_give_equal_outputs_and_gradients(c2i):
     )
 
 
+def test_offload_keeps_the_inputs_of_layers_on_the_host_and_nothing_else():
+  cfg = decoder_size('tiny', width=64, layers=3, heads=4, remat='offload')
+  model, x = SetDecoder(cfg), jnp.zeros((2, 5, 64))
+
+  def run(variables):
+    return model.apply(variables, x, None, np.arange(5))[0].sum()
+
+  init = functools.partial(model.init, x=x, rope=None, set_ids=np.arange(5))
+  variables = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+  text = str(jax.make_jaxpr(jax.grad(run))(variables))
+  # Stacked over the layers there are weights, their gradients, and this.
+  assert 'f32<host>[3,2,5,64] = scan' in text
+  assert 'f32[3,2,5' not in text
+
+
 def test_dropout_changes_training_only(c2i):
   params, weights, a = c2i
   x = _embed(weights, a['ids'][:, :-1], a['labels'])

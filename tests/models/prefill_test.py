@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -128,3 +130,18 @@ def test_wrong_features_are_an_error():
   cfg = PrefixConfig(grid=(4, 4), width=3, out=16)
   with pytest.raises(ValueError, match=r'\(4, 2, 3\) do not fit .*\(4, 4, 3\)'):
     Compressor(cfg).init(jax.random.key(0), jnp.zeros((1, 4, 2, 3)))
+
+
+def test_places_tell_equal_cells_apart():
+  cfg = PrefixConfig(
+    'resize', k=2, grid=(4, 4), width=6, out=16, norm='layernorm'
+  )
+  features = jnp.ones((1, 4, 4, 6)) * jnp.arange(6)
+  placed = dataclasses.replace(cfg, places='sincos')
+  variables = Compressor(cfg).init(jax.random.key(0), features)
+  plain, _ = Compressor(cfg).apply(variables, features)
+  marked, _ = Compressor(placed).apply(variables, features)
+  assert np.ptp(plain, axis=1).max() < 1e-5
+  apart = np.linalg.norm(marked[0][:, None] - marked[0], axis=-1)
+  assert apart[np.triu_indices(4, 1)].min() > 1
+  np.testing.assert_allclose(np.std(marked - plain), 0.5, rtol=0.2)

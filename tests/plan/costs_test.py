@@ -85,6 +85,7 @@ def test_of_stacked_weights_a_step_reads_its_own():
   stack = 50 * 64 * 64 * 4
   # Written once more where the slice is an instruction of its own.
   assert stack <= found.bytes < 4 * stack
+  assert stack / 50 <= found.turn_bytes() < 4 * stack / 50
 
 
 _AXES = {'data': 2, 'fsdp': 4}

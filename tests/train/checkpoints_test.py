@@ -1,5 +1,6 @@
 """Checkpoints: other meshes, cut and stray entries, full disks."""
 
+import pathlib
 import resource
 import shutil
 import signal
@@ -129,7 +130,7 @@ def _stale_folder(workdir):
     state = toy.state.replace(step=jax.numpy.int32(step))
     store.save(state, {'next': step * 8}, {'loss': 1.0})
   store.close()
-  folder = store.folder
+  folder = pathlib.Path(store.folder)
   (folder / '200' / '_CHECKPOINT_METADATA').unlink()
   shutil.rmtree(folder / '200' / 'params' / 'd', ignore_errors=True)
   (folder / '300').rename(folder / '300.tmp-1700000000')

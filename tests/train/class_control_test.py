@@ -52,7 +52,16 @@ def made(request):
   batch = scar_batch(3)
   batch['label'] = jnp.array([0, 1, 2])
   shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
-  return task, noisy(unbox(shapes['params']), scale=0.5), artifacts, batch
+  params = noisy(unbox(shapes['params']), scale=0.5)
+  # Conditions that differ enough to change an arg-max.
+  home, name = ('scale', 'label') if _scales(task) else ('text', 'table')
+  params[home][name] = 10 * params[home][name]
+  params['prefix']['proj']['kernel'] = 20 * params['prefix']['proj']['kernel']
+  return task, params, artifacts, batch
+
+
+def _scales(task):
+  return task.editor.model.order == 'scale'
 
 
 def _loss(task, params, batch, train=False):
@@ -63,12 +72,11 @@ def _loss(task, params, batch, train=False):
 def test_both_conditions_are_learned_from(made):
   task, params, _, batch = made
   grads = jax.grad(lambda p: _loss(task, p, batch))(params)
-  scale = task.editor.model.order == 'scale'
-  table = grads['scale']['label'] if scale else grads['text']['table']
+  table = grads['scale']['label'] if _scales(task) else grads['text']['table']
   norms = np.linalg.norm(table, axis=1)
   assert (norms[:CLASSES] > 1e-6).all()
   assert norms[CLASSES] == 0  # nothing is dropped outside training
-  assert np.linalg.norm(grads['prefix']['project']['kernel']) > 1e-6
+  assert np.linalg.norm(grads['prefix']['proj']['kernel']) > 1e-6
 
 
 @pytest.mark.parametrize('rate', [0.0, 1.0])

@@ -40,7 +40,14 @@ def start(workdir, steps, save_every=2):
   return subprocess.Popen(
     [sys.executable, str(_HERE / 'toy_run.py'), *words],
     stderr=(workdir / 'log.txt').open('a'),
-    env={**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': ''},
+    env={
+      **os.environ,
+      'PYTHONPATH': path,
+      'XLA_FLAGS': '',
+      # A life is short; it should not be spent compiling.
+      'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'xla'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    },
   )
 
 
@@ -66,10 +73,7 @@ def kill_once(workdir, rng):
     if moment == 'start-up':
       time.sleep(rng.uniform(0.0, 3.0))
     else:
-      end = time.monotonic() + 600
-      while len(losses(workdir)) <= before and time.monotonic() < end:
-        time.sleep(0.01)
-      time.sleep(rng.uniform(0.0, 0.8))
+      time.sleep(_gap(child, workdir, before, rng.randint(2, 9)) * rng.random())
     assert child.poll() is None, (workdir / 'log.txt').read_text()[-2000:]
   finally:
     child.send_signal(signal.SIGKILL)
@@ -81,6 +85,19 @@ def kill_once(workdir, rng):
     'whole': steps[-1] if steps else 0,
     'cut': len(cut),
   }
+
+
+def _gap(child, workdir, before, lines):
+  """Waits for so many new lines; the seconds from one to the next."""
+  begin = None
+  while (count := len(losses(workdir))) < before + lines:
+    if child.poll() is not None:
+      break
+    if begin is None and count > before:
+      begin = time.monotonic()
+    time.sleep(0.005)
+  end = time.monotonic()
+  return (end - (begin or end)) / (lines - 1)
 
 
 def stored(workdir, step):

@@ -34,6 +34,9 @@ COLOURS = {
 SIZES = ('small', 'large')
 BACKGROUNDS = ((240, 240, 240), (205, 230, 240), (245, 225, 205))
 KINDS = ('recolour', 'move', 'add', 'remove', 'resize')
+# In training those that name a place come three times as often: there are more
+# places than colours, shapes and sizes, and each is learned for itself.
+_TRAINED_KINDS = ('move', 'add') * 3 + ('recolour', 'remove', 'resize')
 MAPS = ('edges', 'segmentation', 'depth')
 SPLITS = ('train', 'seen', 'held_out')
 
@@ -304,7 +307,8 @@ class Scenes:
 
   def _edit_record(self, i: int, draw: np.random.Generator) -> Record:
     cfg = self.cfg
-    kind = KINDS[i % len(KINDS)]
+    kinds = _TRAINED_KINDS if cfg.split == 'train' else KINDS
+    kind = kinds[i % len(kinds)]
     while True:
       before = _scene(draw, cfg)
       item, after, text = _edit(draw, kind, before, cfg.grid)

@@ -6,8 +6,8 @@ pictures with labels: the only image and the only class label of the features.
 A split may be cut as in TFDS: `train[:90%]`, `validation[1000:2000]`.
 
 Neither TensorFlow nor tensorflow-datasets is needed: examples are parsed here
-(`data/examples.py`) and shards read by array_record, with the index of each on
-disk, so memory does not grow. Nothing is downloaded.
+(`data/examples.py`) and shards are read by array_record, which holds 8 bytes
+for each record. Nothing is downloaded.
 Source: the files that `tfds build --file_format=array_record` writes.
 """
 

@@ -229,32 +229,6 @@ class Decoder(nn.Module):
     return x.astype(jnp.float32)
 
 
-def start_inverse(params: Any) -> Any:
-  """Fresh parameters of a local model whose decoder undoes its encoder.
-
-  Both are isometries at first, so that their transposes do it; the deep path
-  of the decoder starts at zero and has only what codes lose to make up for.
-
-  Args:
-    params: of `VQModel.init`, with or without logical axes.
-  """
-  plain = nn.unbox(params)
-
-  def turned(kernel: jax.Array) -> jax.Array:
-    return kernel.swapaxes(-1, -2)
-
-  encoder, decoder = plain['encoder'], dict(plain['decoder'])
-  decoder['skip'] = decoder['skip'] | {
-    'kernel': turned(encoder['local']['kernel'])
-  }
-  decoder['conv_out'] = jax.tree.map(jnp.zeros_like, decoder['conv_out'])
-  post = plain['post_quant_conv'] | {
-    'kernel': turned(plain['quant_conv']['kernel'])
-  }
-  new = {**plain, 'decoder': decoder, 'post_quant_conv': post}
-  return nn.meta.replace_boxed(params, new)
-
-
 def _pointwise(
   cfg: VQConfig, features: int, name: str = 'skip', **kw: Any
 ) -> layers.Conv:

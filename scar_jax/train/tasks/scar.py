@@ -161,6 +161,7 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
       k=prefix.k,
       out=decoder.width,
       norm=prefix.norm,
+      places=prefix.places,
       null='fixed' if prefix.compress == 'vq' else 'learned',
       dtype=model.dtype,
       **source,

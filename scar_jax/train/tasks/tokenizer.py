@@ -19,13 +19,13 @@ from scar_jax import objectives
 from scar_jax.config_values import check_multiple, choice, number
 from scar_jax.models.tokenizers import codebook, perceptual
 from scar_jax.models.tokenizers.gan import PatchDiscriminator
+from scar_jax.models.tokenizers.inverse import start_inverse
 from scar_jax.models.tokenizers.make import (
   TokenizerConfig,
   is_multi_scale,
   make_tokenizer,
   tokenizer_config,
 )
-from scar_jax.models.tokenizers.vq import start_inverse
 from scar_jax.types import Batch, PyTree
 
 
