@@ -238,8 +238,34 @@ def paper_model(size: str) -> dict[str, Any]:
   )
 
 
+def paper_networks(pixels: int, scale: bool, features: str = 'last4') -> Any:
+  """Sections of the frozen networks, for `scar plan` without artifacts.
+
+  Args:
+    pixels: of a picture, 256 or 512; DINOv2 sees 7/8 of them.
+    scale: the multi-scale tokenizer.
+    features: of the encoder.
+  """
+  return dict(
+    tokenizer=dict(size=f'var{pixels}' if scale else 'vq16'),
+    encoder=dict(
+      size=f'B,image_size={pixels * 7 // 8},features={features},dtype=bfloat16'
+    ),
+  )
+
+
+def smoke_networks(config: ConfigDict) -> None:
+  """The same networks with few channels, for pictures of 32 pixels."""
+  scale = config.order.name == 'scale'
+  config.tokenizer.size = 'tiny,patch_nums=1,2,3,4,6,8' if scale else 'tiny'
+  config.encoder.size = 'tiny,depth=4,features=last4'
+  if config.text.kind == 't5':
+    config.text.update(dict(length=8, size='flan-t5-small,layers=1'))
+
+
 def smoke_model(config: ConfigDict) -> ConfigDict:
   """A recipe of a large model in small: it runs on a laptop, in 32 pixels."""
+  smoke_networks(config)
   config.model.update(dict(size='tiny', dtype='float32', remat='none'))
   config.data.update(dict(image_size=32, workers=0))
   config.text.rope = 'identity'  # from scratch

@@ -15,7 +15,8 @@ draws one; `source=imagefolder` (a folder for each class), `tfds`, or `scenes`
 for a try without data; `smoke`: 20 steps of a tiny model. Canny and line art
 are drawn while training, the others come from `scar controls`.
 
-Data: ILSVRC 2012 (150 GB, image-net.org). Weights: LlamaGen's `c2i_L_256.pt`
+Data: ILSVRC 2012 (150 GB, image-net.org), and a map of each picture for those
+that `scar controls` makes. Weights: LlamaGen's `c2i_L_256.pt`
 and `vq_ds16_c2i.pt`, or VAR's `var_d20.pth` and `vae_ch160v4096z32.pth`, and
 DINOv2 B/14, each through `scar convert` (DINOv2 with --image_size=224
 --features=last4). Settings are those of method 8; the paper used 8 GPUs. Its
@@ -58,6 +59,7 @@ def get_config(arg=None):
     model=common.paper_model(given.size),
     text=dict(kind='label', classes=1000),
     prefix=dict(k=2),
+    **common.paper_networks(256, order == 'scale'),
     optim=dict(lr=1e-4),
     train=dict(
       steps=EPOCHS[order] * IMAGES // BATCH,

@@ -11,8 +11,10 @@ that come with the data, or with `drawn` canny and line art drawn from the
 pictures while training; `order=random` in place of next token; `size=` of a
 LlamaGen; `smoke`: 20 steps of a tiny model.
 
-Data: MultiGen-20M, about 2.8 million pictures with maps and captions (JSON and
-folders, see the source `multigen`). Weights: LlamaGen's `t2i_XL_stage2_512.pt`
+Data: MultiGen-20M (JSON and folders, see the source `multigen`), about 2.8
+million pictures with maps and captions; `data.subset=aesthetics_6_plus_0` is
+one of its folders. Picture and map at 512 pixels, as `scar tokenize` keeps
+them, are 1.6 MB a record. Weights: LlamaGen's `t2i_XL_stage2_512.pt`
 and `vq_ds16_t2i.pt`, DINOv2 B/14 and flan-T5-XL, each through `scar convert`
 (DINOv2 with --image_size=448 --features=last4). Settings are those of method
 8; the paper used 8 GPUs for 4 epochs. Its FID: depth 13.77, HED 8.41, canny
@@ -55,9 +57,11 @@ def get_config(arg=None):
     order=dict(name=given.order, num_sets=32),
     model=common.paper_model(given.size),
     text=dict(
-      kind='t5', length=120, mask_pad=False, null='fixed', rope='zero'
+      kind='t5', length=120, mask_pad=False, null='fixed', rope='zero',
+      size='flan-t5-xl,dtype=bfloat16',
     ),
     prefix=dict(k=2),
+    **common.paper_networks(512, scale=False),
     optim=dict(lr=1e-4),
     train=dict(
       steps=EPOCHS * IMAGES // BATCH,

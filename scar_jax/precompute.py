@@ -35,6 +35,7 @@ from scar_jax.data.shards import (
   read_dtype,
   row_bytes,
 )
+from scar_jax.models.conditions import given
 from scar_jax.train import inputs
 from scar_jax.train.tasks.scar import ScarTask, to_uint8
 from scar_jax.types import Array, Batch, PyTree
@@ -146,7 +147,7 @@ class Precompute:
     if cond.source_tokens is not None:
       out['source_tokens'] = cond.source_tokens.astype(ids)
     if wanted.features:
-      out['features'] = cond.features.astype(wanted.dtype)
+      out['features'] = given(cond, 'features').astype(wanted.dtype)
       if target is not None:
         out['target_features'] = target.astype(wanted.dtype)
     elif cond.features is not None:
@@ -157,7 +158,7 @@ class Precompute:
     if cond.text_mask is not None:
       out['text_mask'] = cond.text_mask
       if wanted.text_features:
-        out['text_features'] = cond.text.astype(wanted.dtype)
+        out['text_features'] = given(cond, 'text').astype(wanted.dtype)
       else:
         out['text'] = batch['text']
     return out
@@ -328,7 +329,7 @@ def _has_features(model: Any) -> bool:
   return model.prefix.compress != 'off' and not model.prefix.from_tokens
 
 
-def _check(config: Config, wanted: Wanted) -> None:
+def _check(config: Any, wanted: Wanted) -> None:
   if config.task != 'scar':
     raise ValueError(
       f'task={config.task!r}; accepted: scar, whose tokenizer and encoder are '

@@ -288,6 +288,14 @@ def test_another_config_or_network_is_an_error(root, made, tmp_path):
     make_source(cached(root, tmp_path).data)
 
 
+def test_scores_are_taken_on_what_a_cache_was_made_from(root, made):
+  plain = setup(root).data
+  found = manifest.made_from(cached(root, made[0]).data)
+  left = manifest.differences(vars(found), vars(plain))
+  assert left == ['batch: 64 -> 4', 'max_bad_share: 0.05 -> 0.2']
+  assert manifest.made_from(plain) is plain
+
+
 def test_caches_are_mixed(root, made):
   part = {'source': 'cache', 'path': str(made[0])}
   config = setup(root, data__mixture=(part, part | {'weight': 3.0}))

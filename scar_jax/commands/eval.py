@@ -45,6 +45,7 @@ def run(args: Args) -> str:
   from scar_jax import config as config_lib
   from scar_jax.artifacts import load_artifact
   from scar_jax.commands.console import say
+  from scar_jax.data import manifest
   from scar_jax.data.sources import make_source
   from scar_jax.editor import find_part
   from scar_jax.eval import report
@@ -62,14 +63,15 @@ def run(args: Args) -> str:
   tokenizer = runner.Reconstructor(part.config, part.params, editor.cfg.batch)
   section: Any = config.eval
   names = tuple((given.splits or '').split(',')) if given.splits else ()
-  names = names or section.splits or runner.HELD_OUT.get(config.data.source, ())
+  base = manifest.made_from(config.data)
+  names = names or section.splits or runner.HELD_OUT.get(base.source, ())
   if not names:
     raise ValueError(
-      f'data.source={config.data.source!r} has no held-out splits of its own '
+      f'data.source={base.source!r} has no held-out splits of its own '
       '(set --splits)'
     )
   limit = section.limit if given.limit is None else given.limit
-  data: Any = config_lib.replace(config.data, kind=given.kind)
+  data: Any = config_lib.replace(base, kind=given.kind)
   splits: dict[str, Any] = {}
   for name in names:
     source = make_source(data, name)

@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 
 from scar_jax import paths
+from scar_jax.config_values import read_section
 from scar_jax.data.shards import Columns, checksum, read_dtype
 from scar_jax.data.text import find_vocab
 
@@ -169,6 +170,22 @@ def job_of(data: Any) -> Job | None:
     return None
   folder = os.path.join(data.path, first.path) if data.mixture else data.path
   return read_manifest(folder)[0]
+
+
+def made_from(data: Any) -> Any:
+  """The `data` section that a cache was made from; any other as it is.
+
+  A model is scored on pictures, also where it was trained without them.
+  """
+  job = job_of(data)
+  if job is None or data.mixture:
+    return data
+  fields = {
+    name.removeprefix('data.'): value
+    for name, value in job.settings.items()
+    if name.startswith('data.')
+  }
+  return read_section('data', type(data), fields)
 
 
 def open_job(folder: pathlib.Path, job: Job) -> None:

@@ -128,7 +128,7 @@ class Part:
 def open_records(parts: Sequence[Part]) -> Any:
   """Random access to the records of all parts, one after another.
 
-  Files open at the first read and hold 8 bytes for each record: readers that
+  Readers open at the first read and hold 8 bytes for each record. Those that
   leave the index on disk search it anew for every record.
   """
   module = require('array_record.python.array_record_data_source', 'data')

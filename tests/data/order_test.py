@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from scar_jax.data.order import MIX_BLOCK, mixed_at, records_at, shares_of
+from scar_jax.data.order import (
+  MIX_BLOCK,
+  mixed_at,
+  mixed_epochs,
+  places_of,
+  records_at,
+  shares_of,
+)
 
 GOLDEN = [4, 6, 8, 9, 0, 2, 5, 7, 3, 1, 9, 0]
 
@@ -87,3 +94,24 @@ def test_a_mixture_has_its_shares_and_every_record_of_a_part_once():
   assert (some == stream[990:1010]).all()
   assert (parts[:MIX_BLOCK] != parts[MIX_BLOCK : 2 * MIX_BLOCK]).any()
   assert (stream != mixed_at(np.arange(4000), counts, shares, 6)).any()
+
+
+@pytest.mark.parametrize('count', [1, 3, 64, 1000])
+def test_the_place_of_a_record_in_an_epoch(count):
+  records = np.arange(count)[::-1]
+  for epoch in (0, 1, 7):
+    places = places_of(records, count, 5, epoch)
+    assert set(places // count) == {epoch}
+    assert (records_at(places, count, 5) == records).all()
+
+
+def test_epochs_of_the_parts_of_a_mixture():
+  counts, shares = (3, 50), (250, 750)
+  places = np.arange(5000)
+  records = mixed_at(places, counts, shares, 1)
+  epochs = mixed_epochs(places, counts, shares, 1)
+  # No record comes twice in an epoch of its part.
+  pairs = set(zip(records.tolist(), epochs.tolist(), strict=True))
+  assert len(pairs) == len(places)
+  assert epochs[records < 3].max() == 250 * 5 // 3 - (250 * 5 % 3 == 0)
+  assert epochs[records >= 3].max() == 750 * 5 // 50 - 1
