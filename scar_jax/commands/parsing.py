@@ -155,9 +155,18 @@ def load_config(text: str, overrides: Mapping[str, str]) -> dict[str, Any]:
     raise ValueError(f'--config={text!r}: {name} has no get_config(arg)')
   config = module.get_config(argument or None)
   raw = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+  lay_over(raw, overrides)
+  return raw
+
+
+def lay_over(raw: dict[str, Any], overrides: Mapping[str, str]) -> None:
+  """Sets dotted fields of a nested config in place.
+
+  Raises:
+    ValueError: a field below one that is no section.
+  """
   for field, value in overrides.items():
     _set(raw, field.split('.'), value, field)
-  return raw
 
 
 def _run_file(path: pathlib.Path) -> Any:

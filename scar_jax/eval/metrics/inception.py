@@ -64,7 +64,9 @@ class Inception:
       raise ValueError(
         f'--inception={weights!r} does not fit the network: {error}'
       ) from error
-    interpolate = require('torch_fidelity.interpolate_compat_tensorflow', 'eval')
+    interpolate = require(
+      'torch_fidelity.interpolate_compat_tensorflow', 'eval'
+    )
     self._tf1 = interpolate.interpolate_bilinear_2d_like_tensorflow1x
     self._resize, self._batch = resize, batch
 

@@ -54,9 +54,7 @@ class Lpips:
 
       state = load_file(weights)
     else:
-      state = self._torch.load(
-        weights, map_location='cpu', weights_only=True
-      )
+      state = self._torch.load(weights, map_location='cpu', weights_only=True)
     own = self._network.net.state_dict()
     # The package cuts `features` into slices and keeps the numbers in them.
     found = {}

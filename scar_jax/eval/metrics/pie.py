@@ -107,7 +107,7 @@ def mean_scores(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
   for name in names:
     values = np.array([row[name] for row in rows])
     finite = values[np.isfinite(values)]
-    means[name] = float(finite.mean() * FACTORS[name]) if len(finite) else (
-      float('nan')
+    means[name] = (
+      float(finite.mean() * FACTORS[name]) if len(finite) else (float('nan'))
     )
   return means

@@ -48,7 +48,7 @@ def mse(a: Picture, b: Picture) -> float:
 
 
 def psnr(a: Picture, b: Picture) -> float:
-  """dB at a range of 1, at most `MAX_PSNR`."""
+  """DB at a range of 1, at most `MAX_PSNR`."""
   error = mse(a, b)
   if error == 0:
     return MAX_PSNR
