@@ -147,7 +147,9 @@ def _call(words: list[str], log: pathlib.Path, lock: int) -> int:
     )
 
     def pass_on(number: int, _: Any) -> None:
-      child.send_signal(number)
+      # A terminal sends its Ctrl-C to both of us.
+      if number != signal.SIGINT:
+        child.send_signal(number)
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     kept = {n: signal.signal(n, pass_on) for n in numbers}
