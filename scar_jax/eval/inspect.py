@@ -7,7 +7,8 @@ kept. Called by `scar inspect`, drawn by `inspect_picture.py`.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from scar_jax.data.transforms import ImageLike, to_uint8
-from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
+from scar_jax.models.scar_config import ScarConfig
 from scar_jax.orders.layout import set_mask
 from scar_jax.sampling import generate, split_scales
 from scar_jax.types import Array, Batch, PyTree
@@ -97,111 +98,136 @@ def inspect(
     ValueError: see a call of the editor.
   """
   parts, variables, frozen = editor.networks
-  cfg = editor.cfg.model
-  model = Scar(cfg)
+  # Sets of the training mixture are drawn; those of sampling are shown.
+  cfg = dataclasses.replace(editor.cfg.model, train_sets=())
   batch = editor.inputs(image, prompt, label)
-  cond, _ = jax.jit(parts.conditions)(frozen, batch)
-  accumulate = parts.accumulate(frozen)
+  truth = None
+  if target is not None:
+    truth = editor.inputs(target, prompt, label)['condition']
   perm = None
   if cfg.order == 'random':
     perm = cfg.make_order().draw(jax.random.split(jax.random.key(seed), 1))
-  if target is None:
-    scales, settings = split_scales(editor.cfg.sample)
-    draw = jax.jit(
-      lambda variables, cond, seeds: generate(
-        model, variables, cond, seeds, scales, settings, accumulate=accumulate
-      )
+  scales, settings = split_scales(editor.cfg.sample)
+  run = jax.jit(functools.partial(_run, parts, Scar(cfg), settings))
+  seeds = jnp.asarray([seed % 2**32], jnp.uint32)
+  seen = run(frozen, variables, batch, scales, seeds, perm, truth)
+  return _arranged(cfg, jax.tree.map(np.asarray, seen))
+
+
+def _run(
+  parts: Any,
+  model: Scar,
+  settings: Any,
+  frozen: PyTree,
+  variables: PyTree,
+  batch: Batch,
+  scales: Array,
+  seeds: Array,
+  perm: Array | None,
+  truth: Array | None,
+) -> dict[str, Any]:
+  """All arrays that are looked at, of a batch of one; compiled as a whole."""
+  cfg, layout = model.cfg, model.cfg.make_layout()
+  accumulate = parts.accumulate(frozen)
+  cond, _ = parts.conditions(frozen, batch)
+  if truth is None:
+    made = generate(
+      model, variables, cond, seeds, scales, settings, accumulate=accumulate
     )
-    seeds = jnp.asarray([seed % 2**32], jnp.uint32)
-    made = draw(variables, cond, seeds)
     tokens = made.tokens
     result = parts.images(frozen, tokens, made.latent)
   else:
-    result = editor.inputs(target, prompt, label)['condition']
-    tokens = parts.tokens(frozen, result).reshape(1, -1)
-  made = _Made(batch, cond, tokens, result, perm)
-  return _seen(parts, frozen, model, variables, made)
-
-
-class _Made(NamedTuple):
-  """A request and its result; one row each."""
-
-  batch: Batch
-  cond: Conditions
-  tokens: Array
-  result: Array
-  perm: Array | None
-
-
-def _seen(
-  parts: Any, frozen: PyTree, model: Scar, variables: PyTree, made: _Made
-) -> Inspection:
-  batch, cond, tokens, result, perm = made
-  cfg = model.cfg
-  order, layout = cfg.make_order(), cfg.make_layout()
+    result = truth
+    tokens = parts.tokens(frozen, truth).reshape(1, -1)
   target_features = None
   if cfg.aligns:
     _, target_features = parts.conditions(frozen, batch, result)
+  out, state = model.apply(
+    variables,
+    tokens,
+    cond,
+    target_features,
+    perm=perm,
+    accumulate=accumulate,
+    mutable=['intermediates'],
+  )
+  q, k = state['intermediates']['decoder']['layers']['attn']['qk'][0]
+  set0 = model.apply(variables, cond, method='set0')
+  valid = None
+  if set0.valid is not None:
+    pad = ((0, 0), (0, layout.target_len))
+    valid = jnp.pad(set0.valid, pad, constant_values=True)
+  mask = set_mask(layout.set_ids, layout.set_ids, valid)
+  rows = layout.logit_index
+  seen = {
+    'source': batch['condition'],
+    'result': result,
+    'perm': perm,
+    'weights': _weights(q[:, :, rows], k, mask[:, rows])[:, 0],
+    'log_p': jax.nn.log_softmax(out.logits.astype(jnp.float32)) / np.log(2),
+    'targets': out.targets,
+    'P_s': set0.x[:, : layout.prefix_len],
+    'H_s': out.hidden[:, : layout.prefix_len],
+  }
+  if cfg.aligns:
+    seen |= {
+      'F_s': cond.features,
+      'F_c': model.apply(variables, cond.features, method=_compress),
+      'restored': out.restored,
+      'F_t': target_features,
+      'H_s': out.hidden_prefix,
+      'P_t': out.align_target,
+    }
+  return {name: value for name, value in seen.items() if value is not None}
 
-  @jax.jit
-  def run(variables: PyTree, cond: Conditions, tokens: Array) -> Any:
-    out, state = model.apply(
-      variables,
-      tokens,
-      cond,
-      target_features,
-      perm=perm,
-      choice=jnp.zeros((), jnp.int32) if cfg.train_sets else None,
-      accumulate=parts.accumulate(frozen),
-      mutable=['intermediates'],
-    )
-    q, k = state['intermediates']['decoder']['layers']['attn']['qk'][0]
-    set0 = model.apply(variables, cond, method='set0')
-    valid = None
-    if set0.valid is not None:
-      pad = ((0, 0), (0, layout.target_len))
-      valid = jnp.pad(set0.valid, pad, constant_values=True)
-    mask = set_mask(layout.set_ids, layout.set_ids, valid)
-    rows = layout.logit_index
-    weights = _weights(q[:, :, rows], k, mask[:, rows])
-    return out, weights[:, 0], set0.x[0, : layout.prefix_len]
 
-  out, weights, prefix = run(variables, cond, tokens)
-  log_p = jax.nn.log_softmax(out.logits[0].astype(jnp.float32)) / np.log(2)
-  entropy = np.asarray(-(jnp.exp2(log_p) * log_p).sum(-1))
-  chosen = np.asarray(out.targets[0])
-  surprise = -np.asarray(log_p)[np.arange(len(chosen)), chosen]
-  weights = np.asarray(weights)  # [layers, N, L]
-  ends = np.cumsum(order.set_sizes)
+def _compress(model: Scar, features: Array) -> Array:
+  return model.prefix.compress(features)
+
+
+def _arranged(cfg: ScarConfig, seen: dict[str, np.ndarray]) -> Inspection:
+  """Means and places out of the arrays of `_run`."""
+  order, layout = cfg.make_order(), cfg.make_layout()
+  log_p, chosen = seen['log_p'][0], seen['targets'][0]
+  entropy = -(np.exp2(log_p) * log_p).sum(-1)
+  surprise = -log_p[np.arange(len(chosen)), chosen]
   shown, grid = np.arange(len(chosen)), cfg.grid
-  places = shown if perm is None else np.asarray(perm[0])
+  places = seen['perm'][0] if 'perm' in seen else shown
   if cfg.order == 'scale':
     side = cfg.patch_nums[-1]
     shown, grid = shown[-(side**2) :], (side, side)
     places = np.arange(side**2)
-  p = layout.prefix_len
-  shares = np.stack(
-    [
-      weights[..., :p].sum(-1).mean(1),
-      weights[..., p : layout.set0_len].sum(-1).mean(1),
-      weights[..., layout.set0_len :].sum(-1).mean(1),
-    ],
-    axis=-1,
-  )
-  features, states, cosines = _prefix(
-    model, variables, cond, target_features, out, np.asarray(prefix)
-  )
+  weights = seen['weights']  # [layers, N, L]
+  p, ends = layout.prefix_len, (layout.prefix_len, layout.set0_len)
+  parts = np.split(weights, ends, axis=-1)
+  features, states, cosines = {}, {}, {}
+  if p:
+    small = cfg.prefix.out_grid
+    features = {
+      n: seen[n][0] for n in ('F_s', 'F_c', 'restored', 'F_t') if n in seen
+    }
+    states = {
+      n: seen[n][0].reshape(*small, -1)
+      for n in ('P_s', 'H_s', 'P_t')
+      if n in seen
+    }
+    cosines = {
+      f'H_s, {n}': _cosine(states['H_s'], states[n])
+      for n in ('P_t', 'P_s')
+      if n in states
+    }
+  sets = np.split(entropy, np.cumsum(order.set_sizes)[:-1])
   return Inspection(
-    source=to_uint8(np.asarray(batch['condition'][0])),
-    result=to_uint8(np.asarray(result[0])),
+    source=to_uint8(seen['source'][0]),
+    result=to_uint8(seen['result'][0]),
     grid=grid,
     prefix_grid=cfg.prefix.out_grid if p else (0, 0),
     places=places,
     to_prefix=weights[:, shown, :p].mean(0),
-    shares=shares,
+    shares=np.stack([part.sum(-1).mean(1) for part in parts], axis=-1),
     entropy=entropy[shown],
     surprise=surprise[shown],
-    set_entropy=np.array([e.mean() for e in np.split(entropy, ends[:-1])]),
+    set_entropy=np.array([values.mean() for values in sets]),
     features=features,
     states=states,
     cosines=cosines,
@@ -220,46 +246,6 @@ def _weights(
   lowest = jnp.finfo(jnp.float32).min
   logits = jnp.where(mask[None, :, None], logits, lowest)
   return jax.nn.softmax(logits, axis=-1).mean(2)
-
-
-def _prefix(
-  model: Scar,
-  variables: PyTree,
-  cond: Conditions,
-  target_features: Array | None,
-  out: Any,
-  prefix: np.ndarray,
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-  """Feature maps, prefix states, and cosines between these."""
-  cfg = model.cfg
-  if cfg.prefix.compress == 'off':
-    return {}, {}, {}
-  grid = cfg.prefix.out_grid
-
-  def placed(x: Any) -> np.ndarray:
-    return np.asarray(x, np.float32).reshape(*grid, -1)
-
-  features, states = {}, {'P_s': placed(prefix)}
-  states['H_s'] = placed(out.hidden[0, : len(prefix)])
-  if cfg.aligns:
-
-    def compress(module: Scar, x: Array) -> Array:
-      return module.prefix.compress(x)
-
-    features['F_s'] = np.asarray(cond.features[0], np.float32)
-    compressed = model.apply(variables, cond.features, method=compress)
-    features['F_c'] = np.asarray(compressed[0], np.float32)
-    if out.restored is not None:
-      features['restored'] = np.asarray(out.restored[0], np.float32)
-    features['F_t'] = np.asarray(target_features[0], np.float32)
-    states['H_s'] = placed(out.hidden_prefix[0])
-    states['P_t'] = placed(out.align_target[0])
-  cosines = {
-    f'H_s, {name}': _cosine(states['H_s'], states[name])
-    for name in ('P_t', 'P_s')
-    if name in states
-  }
-  return features, states, cosines
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

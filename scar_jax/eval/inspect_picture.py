@@ -17,6 +17,8 @@ from scar_jax.extras import require
 
 _COLUMNS = 5
 _EXAMPLES = 3  # targets whose own attention is shown
+# Maps of one space share their colours.
+_SPACES = (('F_s', 'restored', 'F_t'), ('F_c',), ('P_s', 'H_s', 'P_t'))
 _TITLES = {
   'F_s': 'F_s: source features',
   'F_c': 'F_c: compressed',
@@ -31,25 +33,25 @@ _TITLES = {
 def principal(
   maps: Mapping[str, Float[np.ndarray, 'h w d']],
 ) -> dict[str, UInt8[np.ndarray, 'h w 3']]:
-  """Three principal components as colours, the same of all maps of a width.
+  """Three principal components as colours.
 
-  One basis and one scale for all of them, so that equal colours are equal
+  One basis and one scale for all maps, so that equal colours are equal
   features; 1 % at either end is clipped.
   """
+  if not maps:
+    return {}
+  rows = np.concatenate([m.reshape(-1, m.shape[-1]) for m in maps.values()])
+  mean = rows.mean(0)
+  _, _, basis = np.linalg.svd(rows - mean, full_matrices=False)
+  axes = basis[:3].T
+  low, high = np.percentile((rows - mean) @ axes, (1, 99), axis=0)
   found = {}
-  for width in dict.fromkeys(m.shape[-1] for m in maps.values()):
-    some = {k: m for k, m in maps.items() if m.shape[-1] == width}
-    rows = np.concatenate([m.reshape(-1, width) for m in some.values()])
-    mean = rows.mean(0)
-    _, _, basis = np.linalg.svd(rows - mean, full_matrices=False)
-    axes = basis[:3].T
-    low, high = np.percentile((rows - mean) @ axes, (1, 99), axis=0)
-    for name, m in some.items():
-      scaled = ((m - mean) @ axes - low) / np.maximum(high - low, 1e-12)
-      levels = np.zeros((*m.shape[:2], 3), np.uint8)
-      # A map with fewer channels has fewer components.
-      levels[..., : axes.shape[1]] = np.rint(255 * np.clip(scaled, 0, 1))
-      found[name] = levels
+  for name, m in maps.items():
+    scaled = ((m - mean) @ axes - low) / np.maximum(high - low, 1e-12)
+    levels = np.zeros((*m.shape[:2], 3), np.uint8)
+    # A map with fewer channels has fewer components.
+    levels[..., : axes.shape[1]] = np.rint(255 * np.clip(scaled, 0, 1))
+    found[name] = levels
   return found
 
 
@@ -126,13 +128,12 @@ def _spread(found: Inspection) -> list[int]:
 
 def _prefix(found: Inspection) -> list[tuple[str, Any]]:
   panels = []
-  for maps in (found.features, found.states):
-    colours = principal(maps)
-    panels += [
-      (f'{_TITLES[name]} (PCA)', _image(colours[name])) for name in maps
-    ]
+  maps = found.features | found.states
+  for names in _SPACES:
+    colours = principal({n: maps[n] for n in names if n in maps})
+    panels += [(f'{_TITLES[n]} (PCA)', _image(c)) for n, c in colours.items()]
   panels += [
-    (f'cosine of {name}, mean {cosine.mean():.2f}', _heat(cosine, -1, 1))
+    (f'cosine of {name}, mean {cosine.mean():.2f}', _heat(cosine))
     for name, cosine in found.cosines.items()
   ]
   return panels
@@ -153,14 +154,9 @@ def _image(picture: np.ndarray) -> Any:
   return paint
 
 
-def _heat(
-  values: np.ndarray, low: float | None = None, high: float | None = None
-) -> Any:
+def _heat(values: np.ndarray) -> Any:
   def paint(figure: Any, axis: Any) -> None:
-    signed = low is not None and low < 0
-    colours = 'RdBu' if signed else 'viridis'
-    shown = axis.imshow(values, cmap=colours, vmin=low, vmax=high)
-    figure.colorbar(shown, ax=axis, shrink=0.8)
+    figure.colorbar(axis.imshow(values, cmap='viridis'), ax=axis, shrink=0.8)
     axis.axis('off')
 
   return paint

@@ -94,7 +94,9 @@ class Inception:
     else:
       stacked = np.stack(pictures).astype(np.float32)
     x = self._torch.from_numpy(stacked.transpose(0, 3, 1, 2).copy())
-    return x if self._resize == 'clean' else self._tf1(x, size=(SIDE, SIDE))
+    if self._resize == 'clean':
+      return x
+    return self._tf1(x, size=(SIDE, SIDE), align_corners=False)
 
   def read(
     self, pictures: Iterable[UInt8[np.ndarray, 'H W 3']]
