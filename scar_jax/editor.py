@@ -35,7 +35,7 @@ from scar_jax.orders.random import Known, given_tokens
 from scar_jax.parts import EditorConfig, Parts
 from scar_jax.sampling import Sampler, make_sampler
 from scar_jax.sampling_steps import sampling_order
-from scar_jax.types import PyTree
+from scar_jax.types import Batch, PyTree
 
 _SINGLE = (str, bytes, os.PathLike, Image.Image, np.ndarray)
 
@@ -239,6 +239,24 @@ class Editor:
           image = composite(image, pictures[i], cuts[i].mask)
         made[i] = Image.fromarray(image)
     return [made[i] for i in range(count)]
+
+  def inputs(
+    self, image: ImageLike, prompt: str = '', label: int | None = None
+  ) -> Batch:
+    """What the model sees of one request: one row of a training batch.
+
+    Raises:
+      ValueError: see a call.
+    """
+    classes = self._spread('labels', [] if label is None else [label], 1)
+    self._check_labels(classes)
+    batch, _ = self._batch([0], [image], [prompt], classes)
+    return {name: rows[:1] for name, rows in batch.items()}
+
+  @property
+  def networks(self) -> tuple[Parts, PyTree, Mapping[str, PyTree]]:
+    """The frozen networks, the model's variables, and their parameters."""
+    return self._parts, self._params, self._frozen
 
   def _sampler(self, **given: Any) -> tuple[Sampler, SamplerConfig]:
     cfg = dataclasses.replace(

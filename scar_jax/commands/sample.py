@@ -56,7 +56,6 @@ def run(args: Args) -> str:
     ValueError: some requests could not be made; the others are.
   """
   from scar_jax.commands.console import say
-  from scar_jax.eval.report import write_json
 
   given = args.flags
   shared.required(given, EXAMPLE, 'workdir', 'requests', 'out')
@@ -67,14 +66,13 @@ def run(args: Args) -> str:
     'seed': given.seed,
     'model': str(given.workdir),
   }
-  _same_settings(out / 'settings.json', used)
+  shared.same_settings(out, used)
   good, failed = read_requests(pathlib.Path(given.requests), given.seed)
   left = [r for r in good if not (out / f'{r.name}.png').exists()]
   say(
     f'{len(good) + len(failed)} requests: {len(good) - len(left)} made before, '
     f'{len(left)} to make, {len(failed)} that cannot be made; into {out}'
   )
-  write_json(out / 'settings.json', used)
   _make(editor, left, out, shared.settings(given))
   report = out / 'failed.jsonl'
   report.unlink(missing_ok=True)
@@ -117,20 +115,6 @@ def _make(editor: Any, left: list[Request], out: pathlib.Path, settings: Any):
           out / f'{request.name}.png',
           lambda file, image=image: image.save(file, format='PNG'),
         )
-
-
-def _same_settings(path: pathlib.Path, used: dict[str, Any]) -> None:
-  """Images of two settings must not end up in one folder."""
-  from scar_jax.config import differences
-
-  if not path.exists():
-    return
-  changed = differences(json.loads(path.read_text()), used)
-  if changed:
-    raise ValueError(
-      f'{path.parent} holds images of other settings: {"; ".join(changed)}; '
-      'accepted: the same settings, or another --out'
-    )
 
 
 def read_requests(

@@ -4,6 +4,8 @@ In: flag values. Out: an `Editor` and the settings of its call. A flag that is
 not given leaves the default that the model was trained with.
 """
 
+import json
+import pathlib
 from typing import Any
 
 from absl import flags
@@ -83,3 +85,23 @@ def settings(given: flags.FlagValues) -> dict[str, Any]:
   """Keyword arguments of a call of the editor, those that were given."""
   found = {name: given[name].value for name in SETTINGS}
   return {name: value for name, value in found.items() if value is not None}
+
+
+def same_settings(folder: pathlib.Path, used: dict[str, Any]) -> None:
+  """Notes what a folder of images is made with; two settings do not mix.
+
+  Raises:
+    ValueError: what lies there was made with others; lists them.
+  """
+  from scar_jax.config import differences
+  from scar_jax.eval.report import write_json
+
+  path = folder / 'settings.json'
+  if path.exists():
+    changed = differences(json.loads(path.read_text()), used)
+    if changed:
+      raise ValueError(
+        f'{folder} holds images of other settings: {"; ".join(changed)}; '
+        'accepted: the same settings, or another --out'
+      )
+  write_json(path, used)
