@@ -8,7 +8,7 @@ checks its settings here before it trains.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -62,6 +62,49 @@ def step_runs(order: Any, cfg: SamplerConfig) -> tuple[tuple[int, int], ...]:
     return order.runs
   first, last = order.runs[0][0], order.runs[-1][1]
   return tuple((k, k + 1) for k in range(first, last))
+
+
+class Piece(NamedTuple):
+  """Steps that are done by one program.
+
+  Attributes:
+    run: [first, last) steps of one shape, these among them.
+    first: first step of the piece.
+    last: one past its last step.
+  """
+
+  run: tuple[int, int]
+  first: int
+  last: int
+
+  @property
+  def opens(self) -> bool:
+    """Whether it is the first of its run."""
+    return self.first == self.run[0]
+
+
+def pieces(
+  order: Any, cfg: SamplerConfig, grow: bool = False
+) -> tuple[Piece, ...]:
+  """All steps that have inputs, in pieces.
+
+  Args:
+    order: see `sampling_order`.
+    cfg: of the sampler.
+    grow: cut long runs, so that a picture is seen to grow: the raster order
+      after every row, the random order about 16 times.
+  """
+  runs = step_runs(order, cfg)
+  if not grow:
+    return tuple(Piece(run, *run) for run in runs)
+  steps = len(order.set_sizes)
+  every = order.grid[1] if order.name == 'raster' else -(-steps // 16)
+  found = []
+  for first, last in runs:
+    ends = [*range(first // every * every + every, last, every), last]
+    for start, end in zip([first, *ends], ends, strict=False):
+      found.append(Piece((first, last), start, end))
+  return tuple(found)
 
 
 def check_guidance(model: ScarConfig, mode: str) -> None:

@@ -1,4 +1,3 @@
-import dataclasses
 import shutil
 
 import numpy as np
@@ -6,8 +5,8 @@ import pytest
 from PIL import Image
 from scar_setup import finished_runs
 
-from scar_jax.editor import Editor, find_part
-from scar_jax.sampling import make_sampler
+from scar_jax.artifacts import find_part
+from scar_jax.editor import Editor
 
 
 @pytest.fixture(scope='module')
@@ -58,17 +57,14 @@ def test_a_request_depends_on_nothing_but_itself(editor):
   assert all(_same(a, b) for a, b in zip(together, counted, strict=True))
 
 
-def test_one_program_serves_every_count_size_and_strength(editor):
-  sampler = make_sampler(
-    editor.cfg.model,
-    dataclasses.replace(editor.cfg.sample, guidance=1.0, guidance_image=1.0),
-  )
+def test_few_programs_serve_every_count_size_and_strength(editor):
   editor(_picture(8, 8), 'x', guidance=2.0)
-  before = sampler.compilations
-  assert before >= 1
-  for count, scale in ((1, 3.0), (2, 4.5), (5, 2.5)):
+  editor([_picture(8, 8)] * 3, 'x', guidance=2.0)
+  before = editor.programs.traced
+  assert editor.buckets == (1, 2, 3)
+  for count, scale in ((1, 3.0), (3, 4.5), (4, 2.5), (7, 2.0)):
     assert len(editor([_picture(9, 4)] * count, 'x', guidance=scale)) == count
-  assert sampler.compilations == before
+  assert editor.programs.traced == before
 
 
 def test_an_empty_prompt_is_the_null_condition(editor):
@@ -103,7 +99,7 @@ def test_bad_requests_are_errors(editor, work, case):
     editor([_picture(4, 4)] * 3, ['a', 'b'])
   with pytest.raises(ValueError, match='0 images for 1 requests'):
     editor(None, 'a')
-  with pytest.raises(ValueError, match='2 seeds for 1 requests'):
+  with pytest.raises(ValueError, match='2 seeds for 1 pictures'):
     editor(_picture(4, 4), 'a', seed=[1, 2])
   with pytest.raises(ValueError, match=r'sample\.top_p=1.2; accepted'):
     editor(_picture(4, 4), 'a', top_p=1.2)

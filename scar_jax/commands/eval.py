@@ -43,10 +43,9 @@ def define(values: flags.FlagValues) -> None:
 def run(args: Args) -> str:
   """Scores; returns the closing line."""
   from scar_jax import config as config_lib
-  from scar_jax.artifacts import load_artifact
+  from scar_jax.artifacts import find_part, load_artifact
   from scar_jax.commands.console import say
   from scar_jax.data.sources import make_source
-  from scar_jax.editor import find_part
   from scar_jax.eval import report
   from scar_jax.eval import run as runner
 

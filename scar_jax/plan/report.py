@@ -17,7 +17,8 @@ from scar_jax.plan.compile import Program, Setup
 from scar_jax.plan.costs import count
 from scar_jax.plan.hlo import parse
 from scar_jax.plan.roofline import Coords, exchange_seconds, roofline
-from scar_jax.sampling import branch_count, split_scales
+from scar_jax.sampling_loop import branch_count
+from scar_jax.sampling_steps import split_scales
 from scar_jax.train.tasks import optional
 
 Report = dict[str, Any]
