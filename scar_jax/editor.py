@@ -200,7 +200,7 @@ class Editor:
       masks: for inpainting with the random order, one for each picture or one
         for all, of its size: white is drawn anew, black is kept exactly.
       control: `images` are photos, of which this map is made first, a value of
-        `editor_inputs.CONTROLS`; None takes them as they are.
+        `data.controls.FROM_PHOTO`; None takes them as they are.
       control_weights: of the network that draws it.
       num_images: pictures for each request, with seeds of their own; they come
         next to each other.

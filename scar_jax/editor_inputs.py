@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from scar_jax.annotate import NETWORKS, make_annotator
-from scar_jax.data.controls import KINDS, canny, line_art
+from scar_jax.annotate import make_annotator
+from scar_jax.data.controls import FROM_PHOTO, KINDS, canny, line_art
 from scar_jax.data.geometry import Box, letterbox_box
 from scar_jax.data.masks import decode_mask, known_cells
 from scar_jax.data.transforms import decode, letterbox
@@ -24,7 +24,6 @@ from scar_jax.parts import EditorConfig
 
 SINGLE = (str, bytes, os.PathLike, Image.Image, np.ndarray)
 _DRAWN = {'canny': canny, 'lineart': line_art}
-CONTROLS = (*_DRAWN, *NETWORKS)
 
 
 class Cut(NamedTuple):
@@ -129,7 +128,7 @@ def control_map(
   training; those of networks at the photo's own, as `scar controls` does.
 
   Args:
-    kind: of `CONTROLS`.
+    kind: of `data.controls.FROM_PHOTO`.
     image: photo.
     size: of the canvas, pixels.
     weights: see `annotate.make_annotator`.
@@ -138,9 +137,11 @@ def control_map(
   Raises:
     ValueError: another kind, no weights, or an unreadable photo.
   """
-  if kind not in CONTROLS:
+  if kind not in FROM_PHOTO:
     more = ' is given as a picture, not drawn from one' if kind in KINDS else ''
-    raise ValueError(f'control={kind!r}{more}; accepted: {", ".join(CONTROLS)}')
+    raise ValueError(
+      f'control={kind!r}{more}; accepted: {", ".join(FROM_PHOTO)}'
+    )
   photo = decode(image, name)
   if kind in _DRAWN:
     fitted, box = letterbox(photo, size)
