@@ -20,6 +20,7 @@ COMMANDS = {
   'edit': 'edit or colour one image with a trained model',
   'sample': 'make images for a JSONL file of requests',
   'eval': 'score a trained model on held-out data',
+  'demo': 'serve a page to try a trained model on',
   'data': 'look at a data set: counts, sizes, bad records, pictures',
   'plan': 'compile for a TPU topology: memory, FLOPs, time at best',
   'bench': 'measure speed on this machine',

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from scar_jax.jobs.requests import read_requests
-from scar_jax.jobs.work import Claims, Work, made_from, manifest
+from scar_jax.jobs.work import Work, made_from, manifest
 
 
 def _write(folder, count):
@@ -116,15 +116,3 @@ def test_a_picture_of_another_request_is_an_error(tmp_path):
   Image.new('RGB', (2, 2)).save(tmp_path / 'out/a.png')
   with pytest.raises(ValueError, match=r'a\.png was not made by scar sample'):
     other.is_made(request)
-
-
-def test_a_line_is_claimed_by_one_process_at_a_time(tmp_path):
-  claims = Claims(tmp_path)
-  assert claims.take(3)
-  code = (
-    'import pathlib, sys; from scar_jax.jobs.work import Claims;'
-    'c = Claims(pathlib.Path(sys.argv[1])); print(c.take(3), c.take(4))'
-  )
-  words = [sys.executable, '-c', code, str(tmp_path)]
-  assert subprocess.check_output(words, text=True) == 'False True\n'
-  claims.close()
