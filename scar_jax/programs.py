@@ -161,21 +161,9 @@ def _here() -> tuple[str, ...]:
   )
 
 
-def cache_folder(given: str | None = None) -> pathlib.Path | None:
-  """Where programs are kept: `given`, $SCAR_CACHE, or ~/.cache/scar_jax.
-
-  Args:
-    given: a folder; '' keeps none.
-  """
-  home = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  place = os.environ.get('SCAR_CACHE', f'{home}/scar_jax')
-  place = place if given is None else given
-  return pathlib.Path(place).expanduser() if place else None
-
-
-def use_compilation_cache(folder: pathlib.Path | None) -> None:
+def use_compilation_cache(folder: pathlib.Path) -> None:
   """Keeps what XLA compiles in `folder`, unless JAX was told of another."""
-  if folder is None or jax.config.jax_compilation_cache_dir:
+  if jax.config.jax_compilation_cache_dir:
     return
   (folder / 'xla').mkdir(parents=True, exist_ok=True, mode=0o700)
   jax.config.update('jax_compilation_cache_dir', str(folder / 'xla'))

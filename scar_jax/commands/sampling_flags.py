@@ -83,14 +83,17 @@ def load_editor(given: flags.FlagValues, one_size: bool = False) -> Any:
     given: flags; those of `scar sample` name a mesh too.
     one_size: every batch is filled up to the largest.
   """
+  from scar_jax import paths
   from scar_jax.artifacts import read_description
   from scar_jax.editor import Editor
   from scar_jax.editor_inputs import buckets
-  from scar_jax.programs import cache_folder, use_compilation_cache
+  from scar_jax.programs import use_compilation_cache
   from scar_jax.sharding import batch_ways
 
-  folder = cache_folder(given.cache)
-  use_compilation_cache(folder)
+  folder = None
+  if given.cache != '':
+    folder = paths.cache_dir(given.cache or '') / 'programs'
+    use_compilation_cache(folder)
   mesh = _mesh(given.mesh) if 'mesh' in given else None
   batch = given.batch
   if one_size:
