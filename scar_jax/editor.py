@@ -290,7 +290,10 @@ class Editor:
       tokens = self._tokens(self._frozen, batch['condition'])
       keep = batch.pop('keep')
       known = Known(tokens.reshape(keep.shape), keep, given)
-    key = dataclasses.replace(cfg, guidance=1.0, guidance_image=1.0)
+    # Strengths are arguments of the compiled sampler, not part of its key.
+    key = dataclasses.replace(
+      split_scales(cfg)[1], guidance_mode=cfg.guidance_mode
+    )
     cells = self.cfg.model.grid[0] * self.cfg.model.grid[1]
     below = batch.get('condition')
     for out in make_sampler(self.cfg.model, key).stream(
@@ -301,6 +304,7 @@ class Editor:
       cfg.guidance_image,
       self._parts.accumulate(self._frozen),
       known,
+      cfg.temperature,
     ):
       seen = np.asarray(self._decode(self._frozen, out.tokens, out.latent))
       assert out.done is not None

@@ -35,7 +35,7 @@ def make_pictures(
   frozen: Mapping[str, PyTree],
   batch: Batch,
   seeds: Int[Array, ' B'],
-  scales: Float[Array, ' 2'],
+  scales: Float[Array, ' 3'],
   cfg: SamplerConfig,
   copies: int = 1,
   given: int = 0,
@@ -49,7 +49,7 @@ def make_pictures(
     batch: fields of B / copies requests; with `keep` [B / copies, N] the
       tokens of the condition that stay.
     seeds: of each picture.
-    scales: guidance on (text, image).
+    scales: see `sampling.generate`.
     cfg: of the sampler, static.
     copies: pictures in a row that share a request.
     given: see `Known`.

@@ -35,7 +35,7 @@ def generate(
   variables: PyTree,
   cond: Conditions,
   seeds: Int[Array, ' B'],
-  scales: Float[Array, ' 2'],
+  scales: Float[Array, ' 3'],
   cfg: SamplerConfig,
   forced: Int[Array, 'B N'] | None = None,
   trace: bool = False,
@@ -56,7 +56,8 @@ def generate(
     cond: conditions of B / copies samples.
     seeds: one integer per sample; sample i depends on nothing else that is
       random, so neither batch size nor place changes it.
-    scales: guidance on (text, image); `cfg` has the mode, not the strength.
+    scales: guidance on text and image, and the temperature; of `cfg` only the
+      mode counts, and whether the temperature is 0 (see `split_scales`).
     cfg: filters and guidance mode, static.
     forced: tokens in target order that replace the draws.
     trace: also return the logits.
@@ -83,8 +84,8 @@ def generate(
 class Sampler:
   """`generate`, compiled once for each shape and setting.
 
-  Guidance strengths are arguments of the compiled function: a sweep over them
-  compiles once. `compilations` counts how often it was traced.
+  Guidance strengths and temperature are arguments of the compiled function: a
+  sweep over them compiles once. `compilations` counts how often it was traced.
   """
 
   def __init__(self, model: Scar, cfg: SamplerConfig):
@@ -162,15 +163,17 @@ class Sampler:
     guidance_image: float | None = None,
     accumulate: Accumulate | None = None,
     known: Known | None = None,
+    temperature: float | None = None,
   ) -> Iterator[Generated]:
     """Targets as they grow: after each row, scale or set; the last has all.
 
     The same tokens as `run`, from as many programs as the order has shapes.
+    Strengths and temperature may be overridden.
 
     Raises:
       ValueError: see `run`.
     """
-    scales, cfg = self._settings(guidance, guidance_image)
+    scales, cfg = self._settings(guidance, guidance_image, temperature)
     seeds = jnp.asarray(seeds, jnp.uint32)
     given = seeds, scales, accumulate, known
     # Only for its numbers, which are static.
@@ -191,9 +194,16 @@ class Sampler:
       yield out
 
   def _settings(
-    self, guidance: float | None, guidance_image: float | None
-  ) -> tuple[Float[Array, ' 2'], SamplerConfig]:
-    given = {'guidance': guidance, 'guidance_image': guidance_image}
+    self,
+    guidance: float | None,
+    guidance_image: float | None,
+    temperature: float | None = None,
+  ) -> tuple[Float[Array, ' 3'], SamplerConfig]:
+    given = {
+      'guidance': guidance,
+      'guidance_image': guidance_image,
+      'temperature': temperature,
+    }
     cfg = dataclasses.replace(
       self.cfg, **{k: float(v) for k, v in given.items() if v is not None}
     )

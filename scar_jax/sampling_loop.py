@@ -136,7 +136,7 @@ class Loop:
     model: the model.
     variables: its parameters.
     seeds: one integer per sample.
-    scales: guidance on (text, image).
+    scales: guidance on text and image, and the temperature.
     cfg: filters and guidance mode, static.
     forced: tokens in target order that replace the draws.
     trace: keep the logits.
@@ -149,7 +149,7 @@ class Loop:
     model: Scar,
     variables: PyTree,
     seeds: Int[Array, ' B'],
-    scales: Float[Array, ' 2'],
+    scales: Float[Array, ' 3'],
     cfg: SamplerConfig,
     forced: Int[Array, 'B N'] | None = None,
     trace: bool = False,
@@ -271,7 +271,7 @@ class Loop:
 
   def _guided_by(self, weight, logits):
     raw = logits.reshape(self.branches, self.batch, *logits.shape[1:])
-    text, image = 1 + (self.scales - 1) * weight
+    text, image = 1 + (self.scales[:2] - 1) * weight
     return guide(raw, self.cfg.guidance_mode, text, image), raw
 
   def _kept(self, state, start, size):
@@ -282,7 +282,9 @@ class Loop:
   def _choose(self, state, logits, k, size, start, weight):
     guided, raw = self._guided_by(weight, logits)
     keys = sample_keys(self.seeds, k)
-    tokens, bad = draw(guided, keys, self.cfg)
+    # An argument of the program, where `cfg` only says whether it is 0.
+    heated = guided / self.scales[2]
+    tokens, bad = draw(heated, keys, self.cfg)
     if self.known is not None:
       old = take_set(state.tokens, start, size)
       tokens = jnp.where(self._kept(state, start, size), old, tokens)
@@ -291,7 +293,7 @@ class Loop:
       tokens = take_set(self.forced, start, size)
     elif self.cfg.smooth and add is not None:
       progress = k / max(len(self.sizes) - 1, 1)
-      soft = mixture(guided, keys, self.cfg, progress)
+      soft = mixture(heated, keys, self.cfg, progress)
       tokens = jnp.argmax(soft, axis=-1).astype(jnp.int32)
       add = _adds(add, soft)
     return self.order.write(state, k, tokens, add), bad, (guided, raw)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scar_jax.filters import SamplerConfig
+from scar_jax.filters import MIN_TEMPERATURE, SamplerConfig
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.orders.random import RandomOrder
 
@@ -143,13 +143,16 @@ def check_smooth(model: ScarConfig, cfg: SamplerConfig) -> None:
 
 def split_scales(
   cfg: SamplerConfig,
-) -> tuple[Float[Array, ' 2'], SamplerConfig]:
-  """Guidance strengths (text, image), and the settings that shape a program.
+) -> tuple[Float[Array, ' 3'], SamplerConfig]:
+  """Guidance on text and image and temperature; what shapes a program.
 
-  Where the strengths say that guidance is off, so does the mode: no null
-  branch is computed.
+  A temperature of 0, which draws nothing, is a program of its own. Where the
+  strengths say that guidance is off, so does the mode: no null branch is
+  computed.
   """
-  scales = jnp.asarray([cfg.guidance, cfg.guidance_image], jnp.float32)
+  drawn = cfg.temperature > 0
+  heat = max(cfg.temperature, MIN_TEMPERATURE) if drawn else 1.0
+  scales = jnp.asarray([cfg.guidance, cfg.guidance_image, heat], jnp.float32)
   mode = cfg.guidance_mode
   off = cfg.guidance == 1 and (mode != 'image_text' or cfg.guidance_image == 1)
   static = dataclasses.replace(
@@ -157,5 +160,6 @@ def split_scales(
     guidance_mode='none' if off else mode,
     guidance=1.0,
     guidance_image=1.0,
+    temperature=1.0 if drawn else 0.0,
   )
   return scales, static

@@ -22,7 +22,8 @@ from scar_jax.extras import require
 Example = tuple[np.ndarray, str]
 _NO_CONTROL = 'the picture itself'
 _CSS = """
-.gradio-container {max-width: 1100px !important; margin: auto}
+.gradio-container {width: 100%; max-width: 1100px !important; margin: 0 auto}
+#picture img {width: 100%; height: 100%; object-fit: contain}
 footer {display: none !important}
 """
 
@@ -131,8 +132,10 @@ class Page:
             temperature = gr.Slider(
               0, 2, sample.temperature, step=0.05, label='Temperature'
             )
-            top_k = gr.Slider(
-              0, 1000, sample.top_k, step=1, label='Top-k (0 is all)'
+            # Each value is a program of its own, so there are few.
+            choices = sorted({0, 1, 10, 50, 100, 300, sample.top_k})
+            top_k = gr.Dropdown(
+              choices, value=sample.top_k, label='Top-k (0 is all)'
             )
             most = (
               self._editor.cfg.model.grid[0] * self._editor.cfg.model.grid[1]
@@ -159,9 +162,9 @@ class Page:
             interactive=False, max_height=360,
           )  # fmt: skip
           download = gr.DownloadButton('Download', elem_id='download')
-          command = gr.Code(
-            label='The same on the command line', language='shell',
-            wrap_lines=True, interactive=False, elem_id='command',
+          command = gr.Textbox(
+            label='The same on the command line', lines=2, buttons=['copy'],
+            interactive=False, elem_id='command',
           )  # fmt: skip
       if self._examples:
         gr.Examples(
@@ -173,7 +176,9 @@ class Page:
         seed,
       ]  # fmt: skip
       shown = [gallery, status, compare, download, command]
-      run = go.click(self.make, given, shown, api_name='make')
+      run = go.click(
+        self.make, given, shown, api_name='make', show_progress_on=[gallery]
+      )
       stop.click(None, cancels=[run])
     return blocks
 
