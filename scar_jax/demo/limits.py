@@ -84,7 +84,7 @@ class Limits:
       raise ValueError(f'{name}: {kind}; accepted: {", ".join(_FORMATS)}')
     if pixels > self.megapixels:
       raise ValueError(
-        f'{name}: {pixels:.1f} megapixels; accepted: up to {self.megapixels:g}'
+        f'{name}: {pixels:.3g} megapixels; accepted: up to {self.megapixels:g}'
       )
     return decode(path, name)
 
