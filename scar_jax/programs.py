@@ -126,7 +126,7 @@ class Programs:
       except Exception as error:  # of many kinds, by version of JAX
         logging.warning('%s cannot be used, tracing again: %s', path, error)
     cfg, copies, given = static
-    program = functools.partial(make_pictures, self._parts)
+    program: Any = functools.partial(make_pictures, self._parts)
     jitted = jax.jit(
       lambda *args: program(*args, cfg, copies=copies, given=given)
     )

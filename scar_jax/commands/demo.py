@@ -60,7 +60,8 @@ def run(args: Args) -> str:
   given = args.flags
   shared.required(given, EXAMPLE, 'workdir')
   names = ('megabytes', 'megapixels', 'queue', 'images')
-  limits = Limits(**{name: given[name].value for name in names})
+  chosen: dict[str, Any] = {name: given[name].value for name in names}
+  limits = Limits(**chosen)
   editor = shared.load_editor(given)
   with tempfile.TemporaryDirectory(prefix='scar_demo_') as folder:
     page = Page(

@@ -232,7 +232,8 @@ class Work:
     images = self._editor(
       None if first.image is None else pictures,
       [r.prompt for r in requests],
-      labels=None if first.label is None else [r.label for r in requests],
+      # Of one shape: all have a label, or none has.
+      labels=[r.label for r in requests if r.label is not None] or None,
       masks=None if first.mask is None else [mask for _, (_, mask) in some],
       control=first.control,
       seed=[r.seed for r in requests],
