@@ -22,6 +22,7 @@ COMMANDS = {
   'eval': 'score a trained model on held-out data',
   'sweep': 'train and score many variants of a recipe, and compare them',
   'inspect': 'draw what a trained model looks at and is unsure of',
+  'demo': 'serve a page to try a trained model on',
   'data': 'look at a data set: counts, sizes, bad records, pictures',
   'plan': 'compile for a TPU topology: memory, FLOPs, time at best',
   'bench': 'measure speed on this machine',

@@ -184,8 +184,7 @@ def _splits(name: str, given: flags.FlagValues, config: Any) -> tuple[str, ...]:
 def _embedded(
   name: str, given: flags.FlagValues, editor: Any, workdir: pathlib.Path
 ) -> Any:
-  from scar_jax.artifacts import load_artifact
-  from scar_jax.editor import find_part
+  from scar_jax.artifacts import find_part, load_artifact
   from scar_jax.eval.run import Reconstructor
   from scar_jax.eval.suites.embedded import Embedded
 

@@ -19,7 +19,8 @@ from scar_jax.data.transforms import ImageLike, to_uint8
 from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.orders.layout import set_mask
-from scar_jax.sampling import generate, split_scales
+from scar_jax.sampling import generate
+from scar_jax.sampling_steps import split_scales
 from scar_jax.types import Array, Batch, PyTree
 
 

@@ -25,7 +25,8 @@ from scar_jax.extras import require
 from scar_jax.plan.chips import Topology
 from scar_jax.plan.kernels import kernel_flops
 from scar_jax.plan.networks import abstract_artifacts
-from scar_jax.sampling import generate, split_scales
+from scar_jax.sampling import generate
+from scar_jax.sampling_steps import split_scales
 from scar_jax.train.assemble import Assembly, assemble
 from scar_jax.train.checkpoints import abstract_with
 from scar_jax.train.step import trace_step

@@ -19,7 +19,8 @@ from scar_jax.plan.compile import Program, Setup
 from scar_jax.plan.costs import count
 from scar_jax.plan.hlo import parse
 from scar_jax.plan.roofline import Coords, exchange_seconds, roofline
-from scar_jax.sampling import branch_count, cache_size, split_scales
+from scar_jax.sampling_loop import branch_count, cache_size
+from scar_jax.sampling_steps import split_scales
 from scar_jax.sharding import batch_ways
 from scar_jax.train.tasks import optional
 
