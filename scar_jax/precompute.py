@@ -36,8 +36,9 @@ from scar_jax.data.shards import (
   row_bytes,
 )
 from scar_jax.models.conditions import given
+from scar_jax.parts import to_uint8
 from scar_jax.train import inputs
-from scar_jax.train.tasks.scar import ScarTask, to_uint8
+from scar_jax.train.tasks.scar import ScarTask
 from scar_jax.types import Array, Batch, PyTree
 
 

@@ -22,6 +22,7 @@ from scar_jax.config import Config, batch_per_device, check_tensor_axis
 from scar_jax.data.batches import shapes_of
 from scar_jax.data.manifest import job_of
 from scar_jax.extras import require
+from scar_jax.parts import to_uint8
 from scar_jax.plan.chips import Topology
 from scar_jax.plan.kernels import kernel_flops
 from scar_jax.plan.networks import abstract_artifacts
@@ -31,7 +32,7 @@ from scar_jax.train.assemble import Assembly, assemble
 from scar_jax.train.checkpoints import abstract_with
 from scar_jax.train.step import trace_step
 from scar_jax.train.tasks import make_task
-from scar_jax.train.tasks.scar import ScarTask, to_uint8
+from scar_jax.train.tasks.scar import ScarTask
 from scar_jax.types import Array, PyTree
 
 # Two cores that look like one device, as on all later chips.
