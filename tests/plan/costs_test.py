@@ -77,6 +77,38 @@ def test_a_loop_of_unknown_length_is_named():
   assert count(parse(_module(search, (4, 4)).as_text()), ONE).unknown_loops == 1
 
 
+@pytest.mark.parametrize(
+  ('first', 'step', 'bound', 'trips'),
+  [(0, 1, 5, 5), (0, 2, 8, 4), (1, 3, 8, 3)],
+)
+def test_steps_of_a_loop_need_not_be_one(first, step, bound, trips):
+  text = f"""%body (p: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {{
+  %p = (s32[], f32[4,4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4,4] get-tuple-element(%p), index=1
+  %more = s32[] constant({step})
+  %next = s32[] add(%i, %more)
+  %y = f32[4,4] dot(%x, %x), lhs_contracting_dims={{1}}
+  ROOT %t = (s32[], f32[4,4]) tuple(%next, %y)
+}}
+
+%condition (p: (s32[], f32[4,4])) -> pred[] {{
+  %p = (s32[], f32[4,4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %bound = s32[] constant({bound})
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}}
+
+ENTRY %main (x: f32[4,4]) -> (s32[], f32[4,4]) {{
+  %x = f32[4,4] parameter(0)
+  %first = s32[] constant({first})
+  %start = (s32[], f32[4,4]) tuple(%first, %x)
+  ROOT %w = (s32[], f32[4,4]) while(%start), condition=%condition, body=%body
+}}
+"""
+  assert count(parse(text), ONE).flops == trips * 2 * 4**3
+
+
 def test_of_stacked_weights_a_step_reads_its_own():
   def layers(x, weights):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
