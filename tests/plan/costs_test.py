@@ -250,3 +250,33 @@ ENTRY %main (x: f32[8]) -> f32[8] {{
   )  # fmt: skip
   assert (scattered.kind, scattered.overlaps) == ('reduce-scatter', False)
   assert scattered.sent == 128 * 3 / 4
+
+
+def test_a_started_slice_moves_the_slice_alone():
+  text = """ENTRY %main (x: f32[8,4]) -> f32[2,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %s = ((f32[8,4]{1,0}), f32[2,4]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x)
+  ROOT %d = f32[2,4]{1,0:S(1)} slice-done(%s)
+}
+"""
+  assert count(parse(text), ONE).bytes == 2 * 4 * 4
+
+
+def test_buffers_that_are_handed_on_move_nothing():
+  text = """%beside (p: f32[8], q: f32[32], a: f32[64]) -> (f32[64], f32[32]) {
+  %p = f32[8]{0} parameter(0)
+  %q = f32[32]{0} parameter(1)
+  %a = f32[64]{0} parameter(2)
+  %g = f32[32]{0} all-gather(%p), channel_id=1, replica_groups=[2,4]<=[8]
+  %b = f32[64]{0} add(%a, %a)
+  ROOT %t = (f32[64]{0}, f32[32]{0}) tuple(%b, %q)
+}
+
+ENTRY %main (x: f32[8], y: f32[32], z: f32[64]) -> (f32[64], f32[32]) {
+  %x = f32[8]{0} parameter(0)
+  %y = f32[32]{0} parameter(1)
+  %z = f32[64]{0} parameter(2)
+  ROOT %f = (f32[64]{0}, f32[32]{0}) fusion(%x, %y, %z), calls=%beside
+}
+"""
+  assert count(parse(text), _AXES).bytes == 2 * 64 * 4
