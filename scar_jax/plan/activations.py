@@ -32,7 +32,7 @@ def _between(inside: Computation, module: Module) -> float:
     for loop, index in dict.fromkeys(filter(None, given)):
       earlier = inside[loop]
       starts, shape = _elements(earlier, inside), earlier.shapes[index]
-      stacked = shape.dims[:1] == (module.trips(earlier),)
+      stacked = shape.dims[:1] == (module.trips(earlier, inside),)
       if stacked and starts and _fresh(starts[index], inside):
         total += shape.bytes if shape.space == HBM else 0.0
   return total

@@ -24,7 +24,12 @@ _FREE = frozenset(
     *('async-start', 'async-update', 'async-done'),
   )
 )
-_FREE_CALLS = ('AllocateBuffer', 'Sharding', 'AssumeGatherIndicesInBound')
+_FREE_CALLS = frozenset(
+  (
+    *('AllocateBuffer', 'AssumeGatherIndicesInBound', 'ConcatBitcast'),
+    *('AsyncCollectiveStart', 'AsyncCollectiveDone', 'Sharding'),
+  )
+)
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -124,7 +129,7 @@ class _Walk:
     self, i: Instruction, inside: Computation, trips: int, overlaps: bool
   ) -> None:
     if i.opcode == 'while':
-      times = self.module.trips(i)
+      times = self.module.trips(i, inside)
       self.unknown += times is None
       outside, times = self.loop, 1 if times is None else times
       if not outside[0]:
@@ -207,13 +212,15 @@ def hbm_bytes(i: Instruction, inside: Computation, module: Module) -> float:
   What stays in on-chip memory is free; of what is sliced, the slice counts, and
   of what is updated in place, the update.
   """
-  target = i.attribute('custom_call_target').strip('"')
-  if i.opcode in _FREE or i.opcode.endswith('-done') or target in _FREE_CALLS:
+  if i.opcode in _FREE or i.opcode.endswith('-done') or _is_free(i):
     return 0.0
   operands = [inside[name] for name in i.operands if name in inside]
   if i.opcode == 'fusion':
     fused = module.computations.get((i.called('calls') or ('',))[0])
     if fused:
+      # The start and the end of an exchange only hand buffers on.
+      if any('"AsyncCollective' in inner.text for inner in fused.values()):
+        return 0.0
       return _fused_bytes(i, operands, fused)
   if i.opcode in _SLICES:
     return 2.0 * _in_hbm(i)
@@ -222,7 +229,16 @@ def hbm_bytes(i: Instruction, inside: Computation, module: Module) -> float:
   if i.opcode == 'copy-start':
     # (destination, source, context): each side that lies in HBM counts.
     return sum(s.bytes for s in i.shapes[:2] if s.space == HBM)
+  if i.opcode == 'slice-start':
+    # (source, slice, context).
+    source, part = i.shapes[:2]
+    return part.bytes * ((source.space == HBM) + (part.space == HBM))
   return _in_hbm(i) + sum(_in_hbm(o) for o in operands)
+
+
+def _is_free(i: Instruction) -> bool:
+  target = i.attribute('custom_call_target').strip('"')
+  return i.opcode == 'custom-call' and target in _FREE_CALLS
 
 
 def _in_hbm(i: Instruction) -> float:
@@ -253,6 +269,8 @@ def _read(parameter: Instruction, users: Mapping[str, list]) -> float:
   for user in users.get(parameter.name, ()):
     if user.opcode == 'bitcast':
       total += _read(user, users)
+    elif user.opcode == 'tuple' or user.opcode in COLLECTIVES:
+      continue  # handed on
     elif user.opcode in _SLICES and user.operands[0] == parameter.name:
       total += sum(s.bytes for s in user.shapes)
     elif (
@@ -275,9 +293,9 @@ def _written(i: Instruction, fused: Computation) -> float:
     return _in_hbm(i)
   total = 0.0
   for shape, part in zip(i.shapes, parts, strict=True):
-    while part.opcode == 'bitcast' and part.operands[0] in fused:
+    while part.opcode in ('bitcast', *COLLECTIVES):
       part = fused[part.operands[0]]
-    size = shape.bytes
+    size = 0.0 if part.opcode == 'parameter' else shape.bytes
     if part.opcode == 'dynamic-update-slice' and part.operands[1] in fused:
       size = sum(s.bytes for s in fused[part.operands[1]].shapes)
     total += size if shape.space == HBM else 0.0

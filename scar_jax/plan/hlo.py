@@ -7,7 +7,7 @@ attributes. Nothing here knows what an instruction costs; that is `costs.py`.
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _BYTES = {
   'pred': 1, 's4': 0.5, 'u4': 0.5, 's2': 0.25, 'u2': 0.25, 's8': 1, 'u8': 1,
@@ -25,6 +25,7 @@ _CALLED = re.compile(
   r'true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)'
 )
 HBM = 0  # the memory space of shapes that name none
+_SAME = ('copy', 'bitcast', 'convert', 'copy-done', 'copy-start')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,30 +127,89 @@ class Module:
   computations: dict[str, Computation]
   entry: str
 
-  def trips(self, loop: Instruction) -> int | None:
-    """How often the body of a `while` runs; None if it depends on data."""
+  def trips(self, loop: Instruction, inside: Computation) -> int | None:
+    """How often the body of a `while` runs; None if it depends on data.
+
+    Args:
+      loop: the instruction.
+      inside: the computation that it stands in.
+    """
     found = _TRIPS.search(loop.text)
     if found:
       return int(found.group(1))
-    condition = loop.called('condition')
-    return self._bound(condition[0]) if condition else None
+    condition, body = (
+      self.computations.get((loop.called(name) or ('',))[0], Computation())
+      for name in ('condition', 'body')
+    )
+    limit = self._limit(condition)
+    if limit is None or not body:
+      return None
+    place, bound = limit
+    step = self._step(body, place)
+    start = inside.get(loop.operands[0])
+    first = 0
+    if start is not None and start.opcode == 'tuple':
+      first = constant(start.operands[place], inside)
+    if first is None or not step or step < 0:
+      return None
+    return max(-(-(bound - first) // step), 0)
 
-  def _bound(self, name: str) -> int | None:
-    """The constant that a counter from 0 is compared with."""
-    inside = self.computations.get(name, Computation())
-    if not inside:
+  def _limit(self, condition: Computation) -> tuple[int, int] | None:
+    """(place of the counter, what it stays below) of a condition."""
+    if not condition:
       return None
-    numbers = {
-      i.name: int(i.inner)
-      for i in inside.values()
-      if i.opcode == 'constant' and re.fullmatch(r'-?\d+', i.inner.strip())
-    }
-    root = inside.root
-    if root.opcode == 'fusion':
-      numbers = {n: numbers[n] for n in root.operands if n in numbers}
-    elif root.opcode != 'compare' or 'direction=LT' not in root.text:
+    compare, sides = condition.root, condition.root.operands
+    if compare.opcode == 'fusion':
+      fused = self.computations[compare.called('calls')[0]]
+      compare = fused.root
+      sides = [_outer(name, fused, sides) for name in compare.operands]
+    if compare.opcode != 'compare' or 'direction=LT' not in compare.text:
       return None
-    return next(iter(numbers.values())) if len(numbers) == 1 else None
+    counter, bound = condition.get(sides[0]), constant(sides[1], condition)
+    if counter is None or counter.opcode != 'get-tuple-element':
+      return None
+    return None if bound is None else (int(counter.attribute('index')), bound)
+
+  def _step(self, body: Computation, place: int) -> int | None:
+    """What a body adds to its counter."""
+    added = body.get(body.root.operands[place])
+    while added is not None and added.opcode in _SAME:
+      added = body.get(added.operands[0])
+    if added is None:
+      return None
+    sides, names = added.operands, body
+    if added.opcode == 'fusion':
+      names = self.computations[added.called('calls')[0]]
+      added, outer = names.root, sides
+      sides = [_outer(name, names, outer) for name in added.operands]
+    if added.opcode != 'add':
+      return None
+    values = [
+      value
+      for inner, outer in zip(added.operands, sides, strict=True)
+      for value in (constant(inner, names), constant(outer, body))
+      if value is not None
+    ]
+    return values[0] if values else None
+
+
+def constant(name: str, inside: Computation) -> int | None:
+  """The whole number that a name stands for, or None."""
+  found = inside.get(name)
+  while found is not None and found.opcode in _SAME:
+    found = inside.get(found.operands[0])
+  if found is None or found.opcode != 'constant':
+    return None
+  text = found.inner.strip()
+  return int(text) if re.fullmatch(r'-?\d+', text) else None
+
+
+def _outer(name: str, fused: Computation, given: Sequence[str]) -> str:
+  """What a fusion was given in place of a parameter."""
+  found = fused.get(name)
+  if found is None or found.opcode != 'parameter':
+    return name
+  return given[int(found.inner)]
 
 
 def parse(text: str) -> Module:

@@ -77,6 +77,38 @@ def test_a_loop_of_unknown_length_is_named():
   assert count(parse(_module(search, (4, 4)).as_text()), ONE).unknown_loops == 1
 
 
+@pytest.mark.parametrize(
+  ('first', 'step', 'bound', 'trips'),
+  [(0, 1, 5, 5), (0, 2, 8, 4), (1, 3, 8, 3)],
+)
+def test_steps_of_a_loop_need_not_be_one(first, step, bound, trips):
+  text = f"""%body (p: (s32[], f32[4,4])) -> (s32[], f32[4,4]) {{
+  %p = (s32[], f32[4,4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4,4] get-tuple-element(%p), index=1
+  %more = s32[] constant({step})
+  %next = s32[] add(%i, %more)
+  %y = f32[4,4] dot(%x, %x), lhs_contracting_dims={{1}}
+  ROOT %t = (s32[], f32[4,4]) tuple(%next, %y)
+}}
+
+%condition (p: (s32[], f32[4,4])) -> pred[] {{
+  %p = (s32[], f32[4,4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %bound = s32[] constant({bound})
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}}
+
+ENTRY %main (x: f32[4,4]) -> (s32[], f32[4,4]) {{
+  %x = f32[4,4] parameter(0)
+  %first = s32[] constant({first})
+  %start = (s32[], f32[4,4]) tuple(%first, %x)
+  ROOT %w = (s32[], f32[4,4]) while(%start), condition=%condition, body=%body
+}}
+"""
+  assert count(parse(text), ONE).flops == trips * 2 * 4**3
+
+
 def test_of_stacked_weights_a_step_reads_its_own():
   def layers(x, weights):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
@@ -218,3 +250,33 @@ ENTRY %main (x: f32[8]) -> f32[8] {{
   )  # fmt: skip
   assert (scattered.kind, scattered.overlaps) == ('reduce-scatter', False)
   assert scattered.sent == 128 * 3 / 4
+
+
+def test_a_started_slice_moves_the_slice_alone():
+  text = """ENTRY %main (x: f32[8,4]) -> f32[2,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %s = ((f32[8,4]{1,0}), f32[2,4]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x)
+  ROOT %d = f32[2,4]{1,0:S(1)} slice-done(%s)
+}
+"""
+  assert count(parse(text), ONE).bytes == 2 * 4 * 4
+
+
+def test_buffers_that_are_handed_on_move_nothing():
+  text = """%beside (p: f32[8], q: f32[32], a: f32[64]) -> (f32[64], f32[32]) {
+  %p = f32[8]{0} parameter(0)
+  %q = f32[32]{0} parameter(1)
+  %a = f32[64]{0} parameter(2)
+  %g = f32[32]{0} all-gather(%p), channel_id=1, replica_groups=[2,4]<=[8]
+  %b = f32[64]{0} add(%a, %a)
+  ROOT %t = (f32[64]{0}, f32[32]{0}) tuple(%b, %q)
+}
+
+ENTRY %main (x: f32[8], y: f32[32], z: f32[64]) -> (f32[64], f32[32]) {
+  %x = f32[8]{0} parameter(0)
+  %y = f32[32]{0} parameter(1)
+  %z = f32[64]{0} parameter(2)
+  ROOT %f = (f32[64]{0}, f32[32]{0}) fusion(%x, %y, %z), calls=%beside
+}
+"""
+  assert count(parse(text), _AXES).bytes == 2 * 64 * 4
