@@ -71,15 +71,14 @@ def test_invalid_rows_carry_no_loss(run):
       np.testing.assert_allclose(same_metrics[name], value, rtol=1e-5)
 
 
-@pytest.mark.parametrize('order', ['raster', 'scale'])
-def test_a_chunked_loss_is_the_same_loss(order):
-  artifacts, batch = frozen_artifacts(order), scar_batch()
+def test_a_chunked_loss_is_the_same_loss():
+  """In the scale order, which logs the last scale apart."""
+  artifacts, batch = frozen_artifacts('scale'), scar_batch()
   batch['valid'] = jnp.array([True, False])
 
   def run(chunk):
-    task = make_task(
-      scar_config(order__name=order, loss__chunk=chunk), artifacts
-    )
+    config = scar_config(order__name='scale', loss__chunk=chunk)
+    task = make_task(config, artifacts)
     params = _params(task, batch)
     grad = jax.value_and_grad(
       lambda p: task.loss(p, {}, task.frozen, batch, jax.random.key(0), True),
@@ -95,8 +94,8 @@ def test_frozen_networks_take_another_type(artifacts):
   plain = make_task(scar_config(), artifacts)
   task = make_task(scar_config(encoder__dtype='bfloat16'), artifacts)
   kept, narrow = task.frozen['tokenizer'], task.frozen['encoder']
-  assert {x.dtype for x in jax.tree.leaves(kept)} == {jnp.float32}
-  assert {x.dtype for x in jax.tree.leaves(narrow)} == {jnp.bfloat16}
+  assert {str(x.dtype) for x in jax.tree.leaves(kept)} == {'float32'}
+  assert {str(x.dtype) for x in jax.tree.leaves(narrow)} == {'bfloat16'}
   assert task.parts.encoder.cfg.dtype == 'bfloat16'
   batch = scar_batch()
   ours = task.parts.conditions(task.frozen, batch)[0].features
