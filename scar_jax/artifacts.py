@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 import os
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -219,6 +220,35 @@ def find_artifact(path: str | os.PathLike[str]) -> epath.Path:
     f'no artifact at {given}: wanted config.json and params there or in '
     f'artifact/; found {sorted(p.name for p in given.iterdir())[:10]}. '
     'A run writes its artifact when it ends'
+  )
+
+
+def find_part(given: str, home: str | os.PathLike[str]) -> str:
+  """The directory of a frozen network that a run has used.
+
+  A moved run is still found: the path is tried as it was given, then inside
+  and beside the model's own work directory.
+
+  Args:
+    given: path recorded in training, relative or absolute.
+    home: directory of the model's artifact.
+
+  Raises:
+    ValueError: it is in none of these places.
+  """
+  home, wanted = pathlib.Path(home).absolute(), pathlib.Path(given)
+  work = home.parent if home.name == 'artifact' else home
+  places = [wanted, home / wanted, work / wanted, work.parent / wanted]
+  # runs/q/tokenizer/artifact, asked for from a copy of runs/q/scar.
+  for tail in (wanted.name, os.path.join(*wanted.parts[-2:])):
+    places += [work / tail, work.parent / tail]
+  for place in places:
+    if place.is_dir():
+      return str(place)
+  raise ValueError(
+    f'frozen network {given!r} not found; tried '
+    f'{", ".join(dict.fromkeys(map(str, places)))}; accepted: its artifact '
+    'directory (pass it to Editor.load as tokenizer=, encoder= or text=)'
   )
 
 

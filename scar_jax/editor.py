@@ -1,72 +1,46 @@
 """`Editor`: from a trained model's directory to pictures on request.
 
 In: a work directory or artifact of task 'scar'; any pictures and prompts. Out:
-PIL images of the same sizes. Requests are padded to one batch size, so that a
-process compiles once. The only public class; the commands `edit` and `sample`,
-the scores and the demo go through it.
+pictures of the same sizes, at once or as they grow. Requests are padded to few
+batch sizes, so that a process compiles few programs. The only public class; the
+commands `edit` and `sample`, the scores and the demo go through it.
 """
 
 import dataclasses
 import os
-import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
-from PIL import Image
+from jax.sharding import Mesh
 
-from scar_jax.artifacts import load_artifact
-from scar_jax.data.geometry import letterbox_box
-from scar_jax.data.masks import composite, decode_mask, known_cells
+from scar_jax import editor_inputs, precision
+from scar_jax.artifacts import find_part, load_artifact
 from scar_jax.data.text import make_text
-from scar_jax.data.transforms import (
-  ImageLike,
-  decode,
-  letterbox,
-  to_float,
-  to_uint8,
-  unletterbox,
+from scar_jax.data.transforms import ImageLike, decode, letterbox, to_float
+from scar_jax.editor_inputs import Requests, pad, picture_name
+from scar_jax.editor_outputs import (
+  Growth,
+  as_output,
+  check_call,
+  covered,
+  framed,
 )
-from scar_jax.filters import SamplerConfig
-from scar_jax.orders.random import Known, given_tokens
-from scar_jax.parts import EditorConfig, Parts
-from scar_jax.sampling import Sampler, make_sampler
-from scar_jax.sampling_steps import sampling_order
-from scar_jax.types import PyTree
-
-_SINGLE = (str, bytes, os.PathLike, Image.Image, np.ndarray)
-
-
-def find_part(given: str, home: str | os.PathLike[str]) -> str:
-  """The directory of a frozen network that a run has used.
-
-  A moved run is still found: the path is tried as it was given, then inside
-  and beside the model's own work directory.
-
-  Args:
-    given: path recorded in training, relative or absolute.
-    home: directory of the model's artifact.
-
-  Raises:
-    ValueError: it is in none of these places.
-  """
-  home, wanted = pathlib.Path(home).absolute(), pathlib.Path(given)
-  work = home.parent if home.name == 'artifact' else home
-  places = [wanted, home / wanted, work / wanted, work.parent / wanted]
-  # runs/q/tokenizer/artifact, asked for from a copy of runs/q/scar.
-  for tail in (wanted.name, os.path.join(*wanted.parts[-2:])):
-    places += [work / tail, work.parent / tail]
-  for place in places:
-    if place.is_dir():
-      return str(place)
-  raise ValueError(
-    f'frozen network {given!r} not found; tried '
-    f'{", ".join(dict.fromkeys(map(str, places)))}; accepted: its artifact '
-    'directory (pass it to Editor.load as tokenizer=, encoder= or text=)'
-  )
+from scar_jax.filters import SamplerConfig, check_drawable
+from scar_jax.orders.random import Known
+from scar_jax.parts import EditorConfig, Parts, to_uint8
+from scar_jax.programs import Programs
+from scar_jax.sampling import make_sampler
+from scar_jax.sampling_steps import (
+  check_guidance,
+  check_smooth,
+  sampling_order,
+  split_scales,
+)
+from scar_jax.sharding import batch_sharding, batch_ways, replicated
+from scar_jax.types import Batch, PyTree
 
 
 class Editor:
@@ -74,6 +48,8 @@ class Editor:
 
   Attributes:
     cfg: the model and its defaults.
+    fingerprint: of the model's artifact; '' if it was made from pieces.
+    programs: what was compiled.
   """
 
   def __init__(
@@ -82,6 +58,11 @@ class Editor:
     params: PyTree,
     configs: Mapping[str, Any],
     frozen: Mapping[str, PyTree],
+    *,
+    mesh: Mesh | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    buckets: Sequence[int] | None = None,
+    fingerprint: str = '',
   ):
     """From loaded pieces; `Editor.load` reads them from disk.
 
@@ -90,15 +71,30 @@ class Editor:
       params: of the model.
       configs: configs of 'tokenizer', 'encoder' and 'text', as far as used.
       frozen: their parameters.
+      mesh: see `load`.
+      cache: see `load`.
+      buckets: see `load`.
+      fingerprint: of the model's artifact.
     """
-    self.cfg = cfg
-    self._params = {'params': params}
-    self._frozen = dict(frozen)
+    self.cfg, self.fingerprint = cfg, fingerprint
+    self._params, self._frozen = params, dict(frozen)
     self._parts = Parts(cfg, configs)
+    self._mesh = mesh
+    ways = 1 if mesh is None else batch_ways(mesh)
+    sizes = buckets or editor_inputs.buckets(cfg.batch, ways)
+    wrong = [n for n in sizes if n < 1 or n % ways]
+    if wrong:
+      raise ValueError(
+        f'buckets={tuple(sizes)}; accepted: multiples of {ways}, over which '
+        'the mesh splits a batch'
+      )
+    self.buckets = tuple(sorted(sizes))
+    # What is exported for a mesh fits that mesh alone.
+    self.programs = Programs(self._parts, None if mesh else cache)
     self._conditions = jax.jit(
       lambda frozen, batch: self._parts.conditions(frozen, batch)[0]
     )
-    self._images = jax.jit(self._parts.images)
+    self._decode = jax.jit(lambda *args: to_uint8(self._parts.images(*args)))
     self._tokens = jax.jit(self._parts.tokens)
     kind = cfg.model.text.kind
     self._text = make_text(cfg.text) if kind in ('byte', 't5') else None
@@ -111,6 +107,12 @@ class Editor:
     encoder: str | None = None,
     text: str | None = None,
     batch: int | None = None,
+    *,
+    dtype: str | None = None,
+    weights: str = '',
+    mesh: Mesh | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    buckets: Sequence[int] | None = None,
   ) -> 'Editor':
     """Reads a model and the frozen networks it was trained with.
 
@@ -119,15 +121,28 @@ class Editor:
       tokenizer: directory to use in place of the recorded one.
       encoder: the same for the semantic encoder.
       text: the same for a frozen T5.
-      batch: pictures made together; the run's own number by default.
+      batch: most pictures made together; the run's own number by default.
+      dtype: of matrix products and cache: 'float32', 'bfloat16', or '' as in
+        training; bfloat16 on accelerators and '' on CPUs by default.
+      weights: 'int8' keeps the model's kernels in 8 bits.
+      mesh: devices that share a batch; large parameters are split over it.
+      cache: folder for traced programs, so that the next process starts
+        without tracing; not with a mesh.
+      buckets: batch sizes that are compiled; a request takes the smallest that
+        holds it. Doublings up to `batch` by default; the last bits of a result
+        may depend on its bucket.
 
     Raises:
-      ValueError: a directory is missing or holds something else.
+      ValueError: a directory is missing or holds something else, or a name is
+        not accepted.
     """
-    model = load_artifact(path, kind='scar')
+    dtype = precision.default_dtype() if dtype is None else dtype
+    precision.check(dtype, weights)
+    model = load_artifact(path, kind='scar', mesh=mesh)
     cfg: EditorConfig = model.config
     if batch is not None:
       cfg = dataclasses.replace(cfg, batch=batch)
+    cfg = precision.with_dtype(cfg, dtype)
     configs, frozen = {}, {}
     recorded = {
       'tokenizer': (tokenizer, cfg.tokenizer),
@@ -136,10 +151,22 @@ class Editor:
     }
     for name in cfg.needs:
       chosen, known = recorded[name]
-      part = load_artifact(chosen or find_part(known, model.path), kind=name)
-      part = cfg.retyped(name, part)
+      place = chosen or find_part(known, model.path)
+      part = cfg.retyped(name, load_artifact(place, kind=name, mesh=mesh))
       configs[name], frozen[name] = part.config, part.params
-    return cls(cfg, model.params, configs, frozen)
+    params = model.params
+    if dtype or weights:
+      params = precision.smaller(cfg.model, params, weights)
+    return cls(
+      cfg,
+      params,
+      configs,
+      frozen,
+      mesh=mesh,
+      cache=cache,
+      buckets=buckets,
+      fingerprint=model.fingerprint,
+    )
 
   def __call__(
     self,
@@ -148,19 +175,15 @@ class Editor:
     *,
     labels: int | Sequence[int] | None = None,
     masks: ImageLike | Sequence[ImageLike] | None = None,
-    guidance: float | None = None,
-    guidance_image: float | None = None,
+    control: str | None = None,
+    control_weights: str | None = None,
+    num_images: int = 1,
     seed: int | Sequence[int] = 0,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    smooth: bool | None = None,
-    ramp: str | None = None,
-    num_sets: int | None = None,
-    schedule: str | None = None,
-    schedule_noise: float | None = None,
-  ) -> list[Image.Image]:
-    """Makes one picture for each request.
+    output: str = 'pil',
+    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+  ) -> list[Any]:
+    """Makes one picture, or `num_images`, for each request.
 
     Args:
       images: condition pictures of any size and mode; the result has the same
@@ -171,201 +194,204 @@ class Editor:
         classes; a number alone is that class.
       masks: for inpainting with the random order, one for each picture or one
         for all, of its size: white is drawn anew, black is kept exactly.
-      guidance: strength on text; 1 is off.
-      guidance_image: strength on the condition image; 1 is off.
-      seed: picture i gets `seed + i`; a sequence gives every picture its own,
-        and then neither its place nor its company changes the result.
-      temperature: see `filters.SamplerConfig`, as all that follow.
-      top_k: see there.
-      top_p: see there.
-      ramp: see there.
-      num_sets: see there.
-      schedule: see there.
-      schedule_noise: see there.
-      smooth: see there.
+      control: `images` are photos, of which this map is made first, a value of
+        `data.controls.FROM_PHOTO`; None takes them as they are.
+      control_weights: of the network that draws it.
+      num_images: pictures for each request, with seeds of their own; they come
+        next to each other.
+      seed: picture i of the result gets `seed + i`; a sequence gives every
+        picture its own, and then neither its place nor its company changes the
+        result.
+      output: 'pil', or 'array' for uint8 [H, W, 3].
+      progress: called with pictures made and pictures in all.
+      **settings: fields of `filters.SamplerConfig` in place of the model's own:
+        guidance, guidance_image (strengths on text and condition image; 1 is
+        off), temperature, top_k, top_p, smooth, ramp, num_sets, schedule,
+        schedule_noise.
 
     Raises:
       ValueError: unreadable picture, mask or prompt, lists of different
         lengths, a setting out of range.
     """
-    pictures = _listed(images, _SINGLE)
-    texts = _listed(prompts, (str,))
-    numbers = _listed(labels, (int, np.integer))
-    count = max(len(pictures), len(texts), len(numbers))
-    pictures = self._spread('images', pictures, count)
-    texts = self._spread('prompts', texts, count)
-    classes = self._spread('labels', numbers, count)
-    self._check_labels(classes)
-    seeds = _seeds(seed, count)
-    run, cfg = self._sampler(
-      guidance=guidance,
-      guidance_image=guidance_image,
-      temperature=temperature,
-      top_k=top_k,
-      top_p=top_p,
-      smooth=smooth,
-      ramp=ramp,
-      num_sets=num_sets,
-      schedule=schedule,
-      schedule_noise=schedule_noise,
+    check_call(output, num_images)
+    cfg = self._settings(settings, masks is not None)
+    scales, static = split_scales(cfg)
+    requests = editor_inputs.read(
+      self.cfg, images, prompts, labels, masks, control, control_weights
     )
-    sampling_order(self.cfg.model, cfg, None if masks is None else 0)
-    cuts = None
-    if masks is not None:
-      listed = self._spread('masks', _listed(masks, _SINGLE), count)
-      pictures, cuts = self._cuts(pictures, listed)
-    made: dict[int, Image.Image] = {}
-    for rows, given in _batches(cuts or [_WHOLE] * count, self.cfg.batch):
-      batch, boxes = self._batch(rows, pictures, texts, classes)
-      padded = _pad(rows, self.cfg.batch)
-      known = None
-      if cuts:
-        keep = np.stack([cuts[i].keep for i in padded])
-        tokens = self._tokens(self._frozen, batch['condition'])
-        known = Known(tokens.reshape(keep.shape), jnp.asarray(keep), given)
-      out = run.run(
-        self._params,
-        self._conditions(self._frozen, batch),
-        jnp.asarray([seeds[i] for i in padded], jnp.uint32),
-        cfg.guidance,
-        cfg.guidance_image,
-        accumulate=self._parts.accumulate(self._frozen),
-        known=known,
-      )
-      images = to_uint8(self._images(self._frozen, out.tokens, out.latent))
-      for i, box, image in zip(rows, boxes, images, strict=False):
-        image = image if box is None else unletterbox(image, box)
-        if cuts:
-          image = composite(image, pictures[i], cuts[i].mask)
-        made[i] = Image.fromarray(image)
-    return [made[i] for i in range(count)]
+    total = requests.count * num_images
+    seeds = editor_inputs.read_seeds(seed, total)
+    most = self.buckets[-1]
+    copies = min(num_images, most)
+    made: dict[int, np.ndarray] = {}
+    for rows, given in editor_inputs.batches(requests, most // copies):
+      size = next(n for n in self.buckets if n >= len(rows))
+      batch, sources = self._batch(rows, requests, size)
+      padded = pad(rows, size)
+      for first in range(0, num_images, copies):
+        # Of the last round some copies may be more than was asked for.
+        turn = [min(first + c, num_images - 1) for c in range(copies)]
+        some = [seeds[i * num_images + c] for i in padded for c in turn]
+        out, bad = self._run(batch, some, scales, static, copies, given)
+        check_drawable(bad[: len(rows) * copies])
+        for at, i in enumerate(rows):
+          for c, number in enumerate(turn):
+            made[i * num_images + number] = framed(
+              out[at * copies + c], sources[at], *requests.frame(i)
+            )
+        if progress is not None:
+          progress(len(made), total)
+    return [as_output(output, made[i]) for i in range(total)]
 
-  def _sampler(self, **given: Any) -> tuple[Sampler, SamplerConfig]:
+  def stream(
+    self,
+    images: ImageLike | Sequence[ImageLike] | None = None,
+    prompts: str | Sequence[str | None] | None = None,
+    *,
+    labels: int | Sequence[int] | None = None,
+    masks: ImageLike | Sequence[ImageLike] | None = None,
+    control: str | None = None,
+    control_weights: str | None = None,
+    seed: int | Sequence[int] = 0,
+    output: str = 'pil',
+    **settings: Any,
+  ) -> Iterator[Growth]:
+    """The same pictures as they grow: after each row, scale or set.
+
+    What is not drawn yet shows the condition picture. The last `Growth` holds
+    what a call returns. Arguments are those of a call.
+
+    Raises:
+      ValueError: see there; or more requests than one batch.
+    """
+    check_call(output, 1)
+    cfg = self._settings(settings, masks is not None)
+    requests = editor_inputs.read(
+      self.cfg, images, prompts, labels, masks, control, control_weights
+    )
+    seeds = editor_inputs.read_seeds(seed, requests.count)
+    groups = editor_inputs.batches(requests, self.buckets[-1])
+    if len(groups) > 1:
+      raise ValueError(
+        f'{requests.count} requests to stream; accepted: what one batch of '
+        f'{self.buckets[-1]} holds, with masks of like size'
+      )
+    [(rows, given)] = groups
+    size = next(n for n in self.buckets if n >= len(rows))
+    batch, sources = self._batch(rows, requests, size)
+    padded = pad(rows, size)
+    known = None
+    if 'keep' in batch:
+      tokens = self._tokens(self._frozen, batch['condition'])
+      keep = batch.pop('keep')
+      known = Known(tokens.reshape(keep.shape), keep, given)
+    # Strengths are arguments of the compiled sampler, not part of its key.
+    key = dataclasses.replace(
+      split_scales(cfg)[1], guidance_mode=cfg.guidance_mode
+    )
+    cells = self.cfg.model.grid[0] * self.cfg.model.grid[1]
+    below = batch.get('condition')
+    for out in make_sampler(self.cfg.model, key).stream(
+      {'params': self._params},
+      self._conditions(self._frozen, batch),
+      jnp.asarray([seeds[i] for i in padded], jnp.uint32),
+      cfg.guidance,
+      cfg.guidance_image,
+      self._parts.accumulate(self._frozen),
+      known,
+      cfg.temperature,
+    ):
+      seen = np.asarray(self._decode(self._frozen, out.tokens, out.latent))
+      assert out.done is not None
+      done = np.asarray(out.done)
+      if out.latent is None:
+        seen = covered(seen, done.reshape(-1, *self.cfg.model.grid), below)
+      yield Growth(
+        int(done[0].sum()),
+        done.shape[1] if out.latent is not None else cells,
+        [
+          as_output(output, framed(seen[at], sources[at], *requests.frame(i)))
+          for at, i in enumerate(rows)
+        ],
+      )
+
+  @property
+  def networks(self) -> tuple[Parts, PyTree, Mapping[str, PyTree]]:
+    """The frozen networks, the model's variables, and their parameters."""
+    return self._parts, {'params': self._params}, self._frozen
+
+  def inputs(
+    self, image: ImageLike, prompt: str = '', label: int | None = None
+  ) -> Batch:
+    """What the model sees of one request: one row of a training batch."""
+    text = None if self._text is None else prompt
+    requests = editor_inputs.read(self.cfg, image, text, label, None)
+    return self._batch([0], requests, 1)[0]
+
+  def _settings(self, given: Mapping[str, Any], masked: bool) -> SamplerConfig:
+    known = {f.name for f in dataclasses.fields(SamplerConfig)}
+    wrong = sorted(set(given) - known)
+    if wrong:
+      raise ValueError(
+        f'{", ".join(wrong)}: no setting of the sampler; accepted: '
+        f'{", ".join(sorted(known))}'
+      )
     cfg = dataclasses.replace(
       self.cfg.sample, **{k: v for k, v in given.items() if v is not None}
     )
     if cfg.guidance_image != 1 and cfg.guidance_mode == 'text':
       cfg = dataclasses.replace(cfg, guidance_mode='image_text')
-    # Strengths are arguments of the compiled sampler, not part of its key.
-    key = dataclasses.replace(cfg, guidance=1.0, guidance_image=1.0)
-    return make_sampler(self.cfg.model, key), cfg
+    check_guidance(self.cfg.model, split_scales(cfg)[1].guidance_mode)
+    check_smooth(self.cfg.model, cfg)
+    sampling_order(self.cfg.model, cfg, 0 if masked else None)
+    return cfg
 
-  def _cuts(self, pictures: list, masks: list) -> tuple[list, list['_Cut']]:
-    """Decoded pictures, and what to keep of each."""
-    if not pictures:
-      raise ValueError('masks without images; accepted: one image for each')
-    arrays = [decode(p, _name(p, i)) for i, p in enumerate(pictures)]
-    grid, cuts = self.cfg.model.grid, []
-    for i, (array, mask) in enumerate(zip(arrays, masks, strict=True)):
-      new = decode_mask(mask, array.shape[:2], _name(mask, i, 'mask'))
-      box = letterbox_box(array.shape[:2], self.cfg.image_size)
-      cuts.append(_Cut(new, known_cells(new, box, grid).reshape(-1)))
-    return arrays, cuts
-
-  def _batch(self, rows, pictures, texts, classes):
-    """Arrays of one padded batch, and the box of every picture."""
-    batch, boxes = {}, [None] * len(rows)
-    padded = _pad(range(len(rows)), self.cfg.batch)
-    size = self.cfg.image_size
-    if pictures:
-      fitted = [
-        letterbox(decode(pictures[i], _name(pictures[i], i)), size)
+  def _batch(
+    self, rows: Sequence[int], requests: Requests, size: int
+  ) -> tuple[dict[str, Any], list[np.ndarray | None]]:
+    """Arrays of one padded batch, and the pictures of its rows."""
+    batch: dict[str, Any] = {}
+    padded = pad(range(len(rows)), size)
+    sources: list[np.ndarray | None] = [None] * len(rows)
+    if requests.pictures:
+      decoded = [
+        decode(requests.pictures[i], picture_name(requests.pictures[i], i))
         for i in rows
       ]
-      boxes = [box for _, box in fitted]
-      batch['condition'] = np.stack([to_float(fitted[i][0]) for i in padded])
+      sources = [*decoded]
+      canvas = self.cfg.image_size
+      fitted = [to_float(letterbox(x, canvas)[0]) for x in decoded]
+      batch['condition'] = np.stack([fitted[i] for i in padded])
     if self._text is not None:
-      pairs = [self._text.encode(texts[i], f'prompt {i}') for i in rows]
+      pairs = [
+        self._text.encode(requests.texts[i], f'prompt {i}') for i in rows
+      ]
       batch['text'] = np.stack([pairs[i][0] for i in padded])
       batch['text_mask'] = np.stack([pairs[i][1] for i in padded])
-    if classes:
-      numbers = [classes[i] for i in rows]
-      batch['label'] = np.asarray([numbers[i] for i in padded], np.int32)
-    return jax.tree.map(jnp.asarray, batch), boxes
+    if requests.classes:
+      numbers = [requests.classes[rows[i]] for i in padded]
+      batch['label'] = np.asarray(numbers, np.int32)
+    if requests.cuts:
+      batch['keep'] = np.stack([requests.cuts[rows[i]].keep for i in padded])
+    return batch, sources
 
-  def _check_labels(self, classes: Sequence[Any]) -> None:
-    most = self.cfg.model.text.classes
-    for i, label in enumerate(classes):
-      whole = isinstance(label, int | np.integer) and label is not True
-      if not whole or not 0 <= label < most:
-        raise ValueError(
-          f'label {i} is {label!r}; accepted: whole numbers from 0 to '
-          f'{most - 1}, the classes of the model'
-        )
-
-  def _spread(self, name: str, values: list, count: int) -> list:
-    """One value for each request; none where the model takes none."""
-    model = self.cfg.model
-    wanted = {
-      'images': model.prefix.compress != 'off',
-      'prompts': self._text is not None,
-      'labels': model.text.kind == 'label',
-      'masks': True,
-    }[name]
-    if not wanted and (name != 'images' or not values):
-      return []  # without a prefix, a picture still gives the size
-    if len(values) == 1:
-      return values * count
-    if name == 'prompts' and not values:
-      return [''] * count
-    if len(values) != count or not count:
-      raise ValueError(
-        f'{len(values)} {name} for {count} requests; accepted: 1 or '
-        f'{count or "more"} (give every request its own, or one for all)'
+  def _run(self, batch, seeds, scales, static, copies, given):
+    seeds = np.asarray(seeds, np.uint32)
+    args = self._params, self._frozen
+    if self._mesh is None:
+      out, bad = self.programs(
+        static, copies, given, *args, batch, seeds, scales
       )
-    return values
-
-
-def _listed(values: Any, single: tuple[type, ...]) -> list:
-  if values is None:
-    return []
-  return [values] if isinstance(values, single) else list(values)
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-  if isinstance(seed, int | np.integer):
-    return [(int(seed) + i) % 2**32 for i in range(count)]
-  seeds = [int(s) % 2**32 for s in seed]
-  if len(seeds) != count:
-    raise ValueError(
-      f'{len(seeds)} seeds for {count} requests; accepted: one number, or '
-      f'{count} (argument seed)'
-    )
-  return seeds
-
-
-class _Cut(NamedTuple):
-  """What a mask says: pixels drawn anew, tokens kept."""
-
-  mask: Bool[np.ndarray, 'H W']
-  keep: Bool[np.ndarray, ' N']
-
-
-_WHOLE = _Cut(np.ones((1, 1), bool), np.zeros(1, bool))
-
-
-def _batches(cuts: list[_Cut], size: int) -> list[tuple[list[int], int]]:
-  """Rows made together, and how many known tokens they start with.
-
-  Requests share a batch only if they start alike: so none depends on another.
-  """
-  groups: dict[int, list[int]] = {}
-  for i, cut in enumerate(cuts):
-    given = given_tokens(int(cut.keep.sum()), len(cut.keep))
-    groups.setdefault(given, []).append(i)
-  return [
-    (rows[start : start + size], given)
-    for given, rows in groups.items()
-    for start in range(0, len(rows), size)
-  ]
-
-
-def _name(picture: Any, i: int, kind: str = 'image') -> str:
-  """How an error names picture i of a request: its path, if it has one."""
-  named = isinstance(picture, str | os.PathLike)
-  return os.fspath(picture) if named else f'{kind} {i}'
-
-
-def _pad(rows: Sequence[int], size: int) -> list[int]:
-  """The rows, the last one repeated up to `size`."""
-  return [rows[min(i, len(rows) - 1)] for i in range(size)]
+      return np.asarray(out), bad
+    rows = batch_sharding(self._mesh)
+    with jax.set_mesh(self._mesh):
+      out, bad = self.programs(
+        static,
+        copies,
+        given,
+        *args,
+        jax.device_put(batch, rows),
+        jax.device_put(seeds, rows),
+        jax.device_put(scales, replicated(self._mesh)),
+      )
+    return np.asarray(out), bad

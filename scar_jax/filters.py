@@ -17,7 +17,7 @@ GUIDANCE_MODES = ('none', 'text', 'image', 'image_text')
 RAMPS = ('constant', 'sets', 'tokens')
 SCHEDULES = ('random', 'confidence')
 # Below this, dividing adds nothing but overflow (FoundationVision/LlamaGen).
-_MIN_TEMPERATURE = 1e-5
+MIN_TEMPERATURE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ def filter_logits(
 ) -> Float[Array, '... V']:
   """Temperature, then top-k, then top-p; dropped entries become -inf."""
   logits = logits.astype(jnp.float32)
-  logits = logits / max(cfg.temperature, _MIN_TEMPERATURE)
+  logits = logits / max(cfg.temperature, MIN_TEMPERATURE)
   vocab = logits.shape[-1]
   if 0 < cfg.top_k < vocab:
     kth = jax.lax.top_k(logits, cfg.top_k)[0][..., -1:]

@@ -306,3 +306,8 @@ def _field(batch: Batch, name: str) -> Array:
       'text.kind=none)'
     )
   return jnp.asarray(batch[name])
+
+
+def to_uint8(images: Float[Array, 'B H W 3']) -> Array:
+  """[-1, 1], clamped, to 0 ... 255."""
+  return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)

@@ -6,6 +6,7 @@ append, no rename of a directory, and writes each object whole or not at all.
 """
 
 import os
+import pathlib
 
 from etils import epath
 
@@ -37,6 +38,14 @@ def folder(path: PathLike) -> epath.Path:
     )
   require('gcsfs', 'gcs')
   return epath.Path(path)
+
+
+def cache_dir(path: str = '') -> pathlib.Path:
+  """`path`, else SCAR_CACHE, else the user's cache folder."""
+  if path or (path := os.environ.get('SCAR_CACHE', '')):
+    return pathlib.Path(path)
+  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(root) / 'scar_jax'
 
 
 def write_text(path: epath.Path, text: str) -> None:

@@ -8,12 +8,12 @@ checks its settings here before it trains.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scar_jax.filters import SamplerConfig
+from scar_jax.filters import MIN_TEMPERATURE, SamplerConfig
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.orders.random import RandomOrder
 
@@ -64,6 +64,49 @@ def step_runs(order: Any, cfg: SamplerConfig) -> tuple[tuple[int, int], ...]:
   return tuple((k, k + 1) for k in range(first, last))
 
 
+class Piece(NamedTuple):
+  """Steps that are done by one program.
+
+  Attributes:
+    run: [first, last) steps of one shape, these among them.
+    first: first step of the piece.
+    last: one past its last step.
+  """
+
+  run: tuple[int, int]
+  first: int
+  last: int
+
+  @property
+  def opens(self) -> bool:
+    """Whether it is the first of its run."""
+    return self.first == self.run[0]
+
+
+def pieces(
+  order: Any, cfg: SamplerConfig, grow: bool = False
+) -> tuple[Piece, ...]:
+  """All steps that have inputs, in pieces.
+
+  Args:
+    order: see `sampling_order`.
+    cfg: of the sampler.
+    grow: cut long runs, so that a picture is seen to grow: the raster order
+      after every row, the random order about 16 times.
+  """
+  runs = step_runs(order, cfg)
+  if not grow:
+    return tuple(Piece(run, *run) for run in runs)
+  steps = len(order.set_sizes)
+  every = order.grid[1] if order.name == 'raster' else -(-steps // 16)
+  found = []
+  for first, last in runs:
+    ends = [*range(first // every * every + every, last, every), last]
+    for start, end in zip([first, *ends], ends, strict=False):
+      found.append(Piece((first, last), start, end))
+  return tuple(found)
+
+
 def check_guidance(model: ScarConfig, mode: str) -> None:
   """Raises where the model has not learned the null condition of a mode.
 
@@ -100,13 +143,16 @@ def check_smooth(model: ScarConfig, cfg: SamplerConfig) -> None:
 
 def split_scales(
   cfg: SamplerConfig,
-) -> tuple[Float[Array, ' 2'], SamplerConfig]:
-  """Guidance strengths (text, image), and the settings that shape a program.
+) -> tuple[Float[Array, ' 3'], SamplerConfig]:
+  """Guidance on text and image and temperature; what shapes a program.
 
-  Where the strengths say that guidance is off, so does the mode: no null
-  branch is computed.
+  A temperature of 0, which draws nothing, is a program of its own. Where the
+  strengths say that guidance is off, so does the mode: no null branch is
+  computed.
   """
-  scales = jnp.asarray([cfg.guidance, cfg.guidance_image], jnp.float32)
+  drawn = cfg.temperature > 0
+  heat = max(cfg.temperature, MIN_TEMPERATURE) if drawn else 1.0
+  scales = jnp.asarray([cfg.guidance, cfg.guidance_image, heat], jnp.float32)
   mode = cfg.guidance_mode
   off = cfg.guidance == 1 and (mode != 'image_text' or cfg.guidance_image == 1)
   static = dataclasses.replace(
@@ -114,5 +160,6 @@ def split_scales(
     guidance_mode='none' if off else mode,
     guidance=1.0,
     guidance_image=1.0,
+    temperature=1.0 if drawn else 0.0,
   )
   return scales, static

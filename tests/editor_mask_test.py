@@ -1,6 +1,5 @@
 """Inpainting through the editor and `scar edit --mask`."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +9,6 @@ from scar_setup import finished_runs
 
 from scar_jax.cli import main
 from scar_jax.editor import Editor
-from scar_jax.sampling import make_sampler
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +24,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def editor(work):
-  return Editor.load(work / 'scar_run')
+  return Editor.load(work / 'scar_run', buckets=[3])
 
 
 def _picture(height, width, seed=0):
@@ -52,18 +50,20 @@ def test_pixels_outside_the_mask_are_kept_exactly(editor, size):
 
 def test_known_tokens_stay_and_the_others_are_drawn(editor, monkeypatch):
   seen = []
-  images = editor._images
+  decoded = editor._decode
 
   def spy(frozen, tokens, latent):
     seen.append(np.asarray(tokens))
-    return images(frozen, tokens, latent)
+    return decoded(frozen, tokens, latent)
 
-  monkeypatch.setattr(editor, '_images', spy)
+  monkeypatch.setattr(editor, '_decode', spy)
   picture, mask = _picture(16, 16), _corner(16, 16)
-  editor(picture, 'red', masks=mask, seed=1)
-  editor(picture, 'red', masks=mask, seed=2)
-  canvas = np.stack([picture] * 3).astype(np.float32) * (2 / 255) - 1
-  known = np.asarray(editor._tokens(editor._frozen, canvas)).reshape(3, 16)
+  for seed in (1, 2):
+    *_, last = editor.stream(picture, 'red', masks=mask, seed=seed)
+    [made] = editor(picture, 'red', masks=mask, seed=seed)
+    np.testing.assert_array_equal(last.images[0], made)
+  canvas = picture[None].astype(np.float32) * (2 / 255) - 1
+  known = np.asarray(editor._tokens(editor._frozen, canvas)).reshape(1, 16)
   keep = np.ones((4, 4), bool)
   keep[:2, :2] = False
   for tokens in seen:
@@ -82,9 +82,7 @@ def test_an_all_white_mask_is_an_ordinary_edit(editor):
 
 
 def test_masks_of_all_sizes_share_few_programs_and_no_result(editor):
-  key = dataclasses.replace(editor.cfg.sample, guidance=1.0, guidance_image=1.0)
-  sampler = make_sampler(editor.cfg.model, key)
-  before = sampler.compilations
+  before = editor.programs.traced
   pictures = [_picture(16, 16, i) for i in range(12)]
   masks = []
   for i in range(12):
@@ -92,7 +90,7 @@ def test_masks_of_all_sizes_share_few_programs_and_no_result(editor):
     mask.reshape(-1)[: i + 2] = True
     masks.append(np.kron(mask, np.ones((4, 4), bool)))
   together = editor(pictures, 'x', masks=masks, seed=[7] * 12)
-  assert sampler.compilations - before <= 8
+  assert editor.programs.traced - before <= 8
   for i in (0, 5, 11):
     [alone] = editor(pictures[i], 'x', masks=masks[i], seed=7)
     np.testing.assert_array_equal(alone, together[i])

@@ -1,4 +1,3 @@
-import dataclasses
 import shutil
 
 import numpy as np
@@ -6,8 +5,10 @@ import pytest
 from PIL import Image
 from scar_setup import finished_runs
 
-from scar_jax.editor import Editor, find_part
-from scar_jax.sampling import make_sampler
+from scar_jax.artifacts import find_part
+from scar_jax.data.transforms import unletterbox
+from scar_jax.editor import Editor
+from scar_jax.editor_inputs import control_map
 
 
 @pytest.fixture(scope='module')
@@ -58,17 +59,14 @@ def test_a_request_depends_on_nothing_but_itself(editor):
   assert all(_same(a, b) for a, b in zip(together, counted, strict=True))
 
 
-def test_one_program_serves_every_count_size_and_strength(editor):
-  sampler = make_sampler(
-    editor.cfg.model,
-    dataclasses.replace(editor.cfg.sample, guidance=1.0, guidance_image=1.0),
-  )
+def test_few_programs_serve_every_count_size_and_strength(editor):
   editor(_picture(8, 8), 'x', guidance=2.0)
-  before = sampler.compilations
-  assert before >= 1
-  for count, scale in ((1, 3.0), (2, 4.5), (5, 2.5)):
+  editor([_picture(8, 8)] * 3, 'x', guidance=2.0)
+  before = editor.programs.traced
+  assert editor.buckets == (1, 2, 3)
+  for count, scale in ((1, 3.0), (3, 4.5), (4, 2.5), (7, 2.0)):
     assert len(editor([_picture(9, 4)] * count, 'x', guidance=scale)) == count
-  assert sampler.compilations == before
+  assert editor.programs.traced == before
 
 
 def test_an_empty_prompt_is_the_null_condition(editor):
@@ -77,6 +75,59 @@ def test_an_empty_prompt_is_the_null_condition(editor):
   (blank,) = editor(_picture(8, 8), '  \n', guidance=4.0)
   assert _same(empty, none)  # nothing is left for guidance to push away from
   assert _same(empty, blank)
+
+
+def test_streamed_pictures_grow_into_those_of_a_call(editor):
+  pictures = [_picture(8, 8), _picture(5, 9)]
+  given = dict(seed=4, temperature=1.0, output='array')
+  grown = list(editor.stream(pictures, ['a', 'b'], **given))
+  made = editor(pictures, ['a', 'b'], **given)
+  assert [(g.done, g.total) for g in grown] == [(2, 4), (4, 4)]
+  assert all(_same(*pair) for pair in zip(grown[-1].images, made, strict=True))
+  # What is not drawn yet is the picture below.
+  np.testing.assert_array_equal(grown[0].images[0][4:], pictures[0][4:])
+  with pytest.raises(ValueError, match='4 requests to stream; accepted: what'):
+    list(editor.stream([_picture(8, 8)] * 4, 'a'))
+
+
+def test_several_pictures_of_a_request(editor):
+  pictures, told = [_picture(8, 8), _picture(6, 9)], []
+  made = editor(
+    pictures, ['a', 'b'], num_images=2, seed=[1, 2, 3, 4], temperature=1.0,
+    progress=lambda *done: told.append(done),
+  )  # fmt: skip
+  apart = editor(
+    [pictures[i] for i in (0, 0, 1, 1)], list('aabb'), seed=[1, 2, 3, 4],
+    temperature=1.0,
+  )  # fmt: skip
+  assert all(_same(*pair) for pair in zip(made, apart, strict=True))
+  assert told == [(2, 4), (4, 4)]
+  many = editor(pictures[0], 'a', num_images=5, seed=1, temperature=1.0)
+  assert len(many) == 5
+  assert _same(many[1], made[1])
+  with pytest.raises(ValueError, match='num_images=0; accepted: 1 or more'):
+    editor(pictures[0], 'a', num_images=0)
+
+
+def test_a_control_map_is_made_of_a_photo(editor):
+  photo = np.zeros((20, 40, 3), np.uint8)
+  photo[5:15, 10:30] = 255
+  drawn, box = control_map('canny', photo, editor.cfg.image_size)
+  assert 0 < (drawn == 255).mean() < 1
+  [made] = editor(photo, 'x', control='canny', output='array')
+  [same] = editor(drawn, 'x', output='array')
+  np.testing.assert_array_equal(made, unletterbox(same, box))
+  with pytest.raises(ValueError, match=r"'seg' is given as a picture, not dr"):
+    editor(photo, 'x', control='seg')
+  with pytest.raises(ValueError, match="control='canny' with masks"):
+    editor(photo, 'x', control='canny', masks=photo)
+
+
+def test_unknown_settings_are_named(editor):
+  with pytest.raises(ValueError, match='guidence: no setting of the sampler'):
+    editor(_picture(8, 8), 'x', guidence=2.0)
+  with pytest.raises(ValueError, match="output='jpg'; accepted: pil, array"):
+    editor(_picture(8, 8), 'x', output='jpg')
 
 
 def test_a_moved_run_is_found(work, tmp_path, editor):
@@ -103,7 +154,7 @@ def test_bad_requests_are_errors(editor, work, case):
     editor([_picture(4, 4)] * 3, ['a', 'b'])
   with pytest.raises(ValueError, match='0 images for 1 requests'):
     editor(None, 'a')
-  with pytest.raises(ValueError, match='2 seeds for 1 requests'):
+  with pytest.raises(ValueError, match='2 seeds for 1 pictures'):
     editor(_picture(4, 4), 'a', seed=[1, 2])
   with pytest.raises(ValueError, match=r'sample\.top_p=1.2; accepted'):
     editor(_picture(4, 4), 'a', top_p=1.2)

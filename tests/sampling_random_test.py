@@ -15,7 +15,8 @@ from scar_cases import OFF, tiny_config, tiny_model
 from scar_jax.filters import SamplerConfig
 from scar_jax.models.scar import Scar
 from scar_jax.orders import Known, RandomOrder
-from scar_jax.sampling import Sampler, stack_branches
+from scar_jax.sampling import Sampler
+from scar_jax.sampling_loop import stack_branches
 
 N = 12
 SEEDS = np.array([4, 5, 6])

@@ -11,9 +11,9 @@ from scar_jax.filters import SamplerConfig
 from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
 from scar_jax.models.text_embedder import TextCondition
-from scar_jax.sampling import (
+from scar_jax.sampling import Sampler
+from scar_jax.sampling_loop import (
   PERMUTATION,
-  Sampler,
   cache_size,
   sample_keys,
   stack_branches,

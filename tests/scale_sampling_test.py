@@ -11,7 +11,8 @@ from scar_jax import config as config_lib
 from scar_jax.filters import SamplerConfig, mixture, ramp_weights
 from scar_jax.models.conditions import Conditions
 from scar_jax.parts import sampler_config
-from scar_jax.sampling import Sampler, sample_keys
+from scar_jax.sampling import Sampler
+from scar_jax.sampling_loop import sample_keys
 from scar_jax.sharding import unbox
 from scar_jax.train.tasks import make_task
 

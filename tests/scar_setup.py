@@ -76,9 +76,10 @@ def scar_batch(count=2, seed=0):
   }
 
 
-def finished_runs(runs, **fields):
+def finished_runs(runs, order='raster', **fields):
   """Writes the work directories of three finished runs; returns `runs`."""
-  artifacts = frozen_artifacts()
+  artifacts = frozen_artifacts(order)
+  fields = {'order__name': order, **fields}
   places = {
     f'{name}__artifact': str(runs / f'{name}_run') for name in artifacts
   }

@@ -26,8 +26,8 @@ from scar_jax.models.scar_config import ScarConfig
 from scar_jax.models.text_embedder import TextCondition
 from scar_jax.models.tokenizers.msvq import MSVQConfig, MSVQModel, accumulator
 from scar_jax.orders.scale import scale_sides
-from scar_jax.sampling import generate, split_scales
-from scar_jax.sampling_steps import sampling_order
+from scar_jax.sampling import generate
+from scar_jax.sampling_steps import sampling_order, split_scales
 from scar_jax.sharding import unbox
 from scar_jax.types import PyTree
 

@@ -9,7 +9,7 @@ import sys
 
 from absl import flags, logging
 
-_CHATTY = ('orbax', 'grain', 'tensorboardX', 'matplotlib')
+_CHATTY = ('orbax', 'grain', 'tensorboardX', 'matplotlib', 'httpx')
 
 
 def say(text: str) -> None:

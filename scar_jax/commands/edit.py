@@ -25,6 +25,10 @@ def define(values: flags.FlagValues) -> None:
   for name, about in {
     'image': 'Picture to edit, or line art to colour; any format and size.',
     'prompt': 'Instruction or caption; empty is no text.',
+    'control': 'The picture is a photo: make this map of it first, such as '
+    'canny.',
+    'control_weights': 'Of the network that draws it, as scar controls '
+    '--weights.',
     'mask': 'Picture of the same size: white is drawn anew, black is kept '
     'exactly. Needs a model of the random order.',
     'out': 'Where the result goes; its ending is its format.',
@@ -62,6 +66,8 @@ def run(args: Args) -> str:
     None if given.prompt is None and picture is not None else [given.prompt],
     labels=None if given.label is None else [given.label],
     masks=None if given.mask is None else [given.mask],
+    control=given.control,
+    control_weights=given.control_weights,
     seed=given.seed,
     **shared.settings(given),
   )

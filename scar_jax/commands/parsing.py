@@ -142,22 +142,45 @@ def load_config(text: str, overrides: Mapping[str, str]) -> dict[str, Any]:
   Raises:
     ValueError: no such file, or it has no `get_config`.
   """
+  config = load_function(text, 'get_config', 'config')
+  raw = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+  lay_over(raw, overrides)
+  return raw
+
+
+def load_function(text: str, function: str, flag: str) -> Any:
+  """What a function of a Python file returns.
+
+  Args:
+    text: `path/to/file.py`, or with a colon the argument of the function.
+    function: its name; it takes the argument, or None.
+    flag: that the text was given with, for messages.
+
+  Raises:
+    ValueError: no such file, or no such function in it.
+  """
   name, _, argument = text.partition(':')
   path = pathlib.Path(name)
   if not path.is_file():
     folder = path.parent
     near = [p.name for p in folder.glob('*.py')] if folder.is_dir() else []
     raise ValueError(
-      f'--config={text!r}: no file {name}.{nearest(path.name, near)}'
+      f'--{flag}={text!r}: no file {name}.{nearest(path.name, near)}'
     )
   module = _run_file(path.resolve())
-  if not hasattr(module, 'get_config'):
-    raise ValueError(f'--config={text!r}: {name} has no get_config(arg)')
-  config = module.get_config(argument or None)
-  raw = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+  if not hasattr(module, function):
+    raise ValueError(f'--{flag}={text!r}: {name} has no {function}(arg)')
+  return getattr(module, function)(argument or None)
+
+
+def lay_over(raw: dict[str, Any], overrides: Mapping[str, str]) -> None:
+  """Sets dotted fields of a nested config in place.
+
+  Raises:
+    ValueError: a field below one that is no section.
+  """
   for field, value in overrides.items():
     _set(raw, field.split('.'), value, field)
-  return raw
 
 
 def _run_file(path: pathlib.Path) -> Any:

@@ -2,18 +2,19 @@
 
 In: lines such as `{"id": "a", "image": "in.png", "prompt": "dark skin",
 "seed": 3}`; every field may be absent, paths are relative to the file. A `mask`
-(white is drawn anew) needs a model of the random order. Out: `<id>.png` for
-each, and `failed.jsonl` with the lines that could not be made. What is already
-there is not made again, so a killed job goes on.
+(white is drawn anew) needs a model of the random order; `control` makes a map
+of the image first. Out: `<id>.png` for each, `manifest.jsonl` with what each
+was made from, `failed.jsonl` with the lines that could not be made. What is
+already there is not made again, so a killed job goes on, and the same command
+may run several times at once, on one machine or many.
 """
 
-import dataclasses
+import hashlib
 import json
 import pathlib
-import re
+import time
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from scar_jax.commands import sampling_flags as shared
@@ -24,29 +25,20 @@ EXAMPLE = (
   'scar sample --workdir=runs/edit --requests=requests.jsonl --out=images'
 )
 WITH_CONFIG = False
-_FIELDS = ('id', 'image', 'mask', 'prompt', 'label', 'seed')
+_TELL_SECS = 15.0  # between lines where there is no terminal
 
 
 def define(values: flags.FlagValues) -> None:
   """Declares the flags."""
   shared.define(values)
   for name, about in {
-    'requests': f'JSONL file; fields {", ".join(_FIELDS)}.',
-    'out': 'Folder for the images.',
+    'requests': 'JSONL file; fields id, image, mask, control, prompt, label, '
+    'seed.',
+    'out': 'Folder for the images; several processes may share it.',
+    'mesh': 'Devices that share a batch, such as data:-1 (all of this process) '
+    'or data:2,fsdp:4; by default one device.',
   }.items():
     flags.DEFINE_string(name, None, about, flag_values=values)
-
-
-@dataclasses.dataclass
-class Request:
-  """One line that can be made."""
-
-  name: str
-  picture: np.ndarray | None
-  mask: np.ndarray | None
-  prompt: str | None
-  label: int | None
-  seed: int
 
 
 def run(args: Args) -> str:
@@ -56,173 +48,100 @@ def run(args: Args) -> str:
     ValueError: some requests could not be made; the others are.
   """
   from scar_jax.commands.console import say
-  from scar_jax.eval.report import write_json
+  from scar_jax.eval.report import write_atomic
+  from scar_jax.jobs import work
+  from scar_jax.jobs.requests import read_requests
 
   given = args.flags
   shared.required(given, EXAMPLE, 'workdir', 'requests', 'out')
   out = pathlib.Path(given.out)
-  editor = shared.load_editor(given)
+  good, failed = read_requests(pathlib.Path(given.requests), given.seed)
+  # One batch size, filled up: no picture depends on which others are left.
+  editor = shared.load_editor(given, one_size=True)
   used = {
     **shared.settings(given),
     'seed': given.seed,
-    'model': str(given.workdir),
+    'checkpoint': editor.fingerprint,
+    **shared.precision(given),
   }
-  _same_settings(out / 'settings.json', used)
-  good, failed = read_requests(pathlib.Path(given.requests), given.seed)
-  left = [r for r in good if not (out / f'{r.name}.png').exists()]
+  shared.same_settings(out, used)
+  text = json.dumps(used, sort_keys=True)
+  job = work.Work(
+    editor,
+    out,
+    {
+      'config': hashlib.sha256(text.encode()).hexdigest()[:12],
+      'checkpoint': editor.fingerprint,
+    },
+    shared.settings(given),
+  )
+  left = [request for request in good if not job.is_made(request)]
+  total = len(good) + len(failed)
   say(
-    f'{len(good) + len(failed)} requests: {len(good) - len(left)} made before, '
-    f'{len(left)} to make, {len(failed)} that cannot be made; into {out}'
+    f'{total} requests: {len(good) - len(left)} made before, {len(left)} to '
+    f'make, {len(failed)} that cannot be made; into {out}'
   )
-  write_json(out / 'settings.json', used)
-  _make(editor, left, out, shared.settings(given))
-  report = out / 'failed.jsonl'
-  report.unlink(missing_ok=True)
+  with Meter(len(left), say) as meter:
+    job.run(left, meter.add)
+  failed |= job.failed
+  for name, rows in {
+    'manifest.jsonl': list(work.manifest(good, out)),
+    'failed.jsonl': [
+      {'request': key, 'reason': reason} for key, reason in failed.items()
+    ],
+  }.items():
+    body = ''.join(json.dumps(row, sort_keys=True) + '\n' for row in rows)
+    write_atomic(out / name, lambda file, body=body: file.write(body.encode()))
   if failed:
-    lines = [json.dumps({'request': k, 'reason': r}) for k, r in failed]
-    report.write_text('\n'.join(lines) + '\n')
-    listed = '; '.join(f'{key}: {reason}' for key, reason in failed[:5])
+    listed = '; '.join(f'{k}: {v}' for k, v in list(failed.items())[:5])
     raise ValueError(
-      f'{len(failed)} of {len(good) + len(failed)} requests could not be made, '
-      f'the others are in {out}: {listed} (all in {report})'
+      f'{len(failed)} of {total} requests could not be made, the others are '
+      f'in {out}: {listed} (all in {out / "failed.jsonl"})'
     )
-  return f'{len(left)} images in {out}'
+  return f'{job.made} images made, {meter.rate()}; in {out}'
 
 
-def _make(editor: Any, left: list[Request], out: pathlib.Path, settings: Any):
-  from rich.progress import track
+class Meter:
+  """Requests settled, their rate and the time that is left."""
 
-  from scar_jax.eval.report import write_atomic
+  def __init__(self, total: int, say: Any):
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
-  size = editor.cfg.batch
-  starts = range(0, len(left), size)
-  for start in track(starts, 'sampling', disable=not left, transient=True):
-    some = left[start : start + size]
-    for masked in (False, True):
-      group = [r for r in some if (r.mask is not None) == masked]
-      if not group:
-        continue
-      pictures = [r.picture for r in group]
-      labels = [r.label for r in group]
-      images = editor(
-        None if any(p is None for p in pictures) else pictures,
-        [r.prompt for r in group],
-        labels=None if any(x is None for x in labels) else labels,
-        masks=[r.mask for r in group] if masked else None,
-        seed=[r.seed for r in group],
-        **settings,
-      )
-      for request, image in zip(group, images, strict=True):
-        write_atomic(
-          out / f'{request.name}.png',
-          lambda file, image=image: image.save(file, format='PNG'),
-        )
-
-
-def _same_settings(path: pathlib.Path, used: dict[str, Any]) -> None:
-  """Images of two settings must not end up in one folder."""
-  from scar_jax.config import differences
-
-  if not path.exists():
-    return
-  changed = differences(json.loads(path.read_text()), used)
-  if changed:
-    raise ValueError(
-      f'{path.parent} holds images of other settings: {"; ".join(changed)}; '
-      'accepted: the same settings, or another --out'
+    self._total, self._say, self._done = total, say, 0
+    self._started = self._told = time.monotonic()
+    console = Console(stderr=True)
+    self._quiet = not console.is_terminal
+    self._bar = Progress(
+      *Progress.get_default_columns()[:2],
+      TextColumn('{task.completed}/{task.total}  {task.fields[rate]}'),
+      TimeRemainingColumn(),
+      console=console,
+      disable=self._quiet,
+      transient=True,
     )
+    self._task = self._bar.add_task('sampling', total=total, rate='')
 
+  def __enter__(self) -> 'Meter':
+    self._bar.start()
+    return self
 
-def read_requests(
-  path: pathlib.Path, seed: int = 0
-) -> tuple[list[Request], list[tuple[str, str]]]:
-  """Judges every line on its own.
+  def __exit__(self, *_: Any) -> None:
+    self._bar.stop()
 
-  Args:
-    path: the file.
-    seed: of the line with number 1; line n without a seed has `seed + n - 1`.
-
-  Returns:
-    What can be made, and (where, reason) of what cannot.
-
-  Raises:
-    ValueError: no such file, or no line with content.
-  """
-  from scar_jax.data.lines import Lines, parse
-  from scar_jax.data.records import RecordError
-
-  if not path.is_file():
-    raise ValueError(f'--requests={str(path)!r}: no such file')
-  lines = Lines(path)
-  if not len(lines):
-    raise ValueError(f'--requests={str(path)!r} has no line with content')
-  good: list[Request] = []
-  failed: list[tuple[str, str]] = []
-  seen: dict[str, int] = {}
-  for i in range(len(lines)):
-    number = lines.number(i)
-    key = f'{path.name} line {number}'
-    try:
-      row, _ = parse(lines.read(i), key)
-      request = _request(row, key, number, path.parent, seed)
-      if request.name in seen:
-        raise RecordError(
-          key, f'id {request.name!r} is that of line {seen[request.name]} too'
-        )
-      seen[request.name] = number
-      good.append(request)
-    except RecordError as error:
-      failed.append((error.key, error.reason))
-  return good, failed
-
-
-def _request(
-  row: dict[str, Any], key: str, number: int, home: pathlib.Path, seed: int
-) -> Request:
-  from scar_jax.config_values import nearest
-  from scar_jax.data.masks import decode_mask
-  from scar_jax.data.records import RecordError
-  from scar_jax.data.text import checked_text
-  from scar_jax.data.transforms import decode
-
-  for name in row:
-    if name not in _FIELDS:
-      raise RecordError(
-        key,
-        f'unknown field {name!r}.{nearest(name, _FIELDS)} '
-        f'Accepted: {", ".join(_FIELDS)}',
+  def add(self, count: int) -> None:
+    """Counts, and shows it."""
+    self._done += count
+    self._bar.update(self._task, advance=count, rate=self.rate())
+    now = time.monotonic()
+    if self._quiet and now - self._told > _TELL_SECS:
+      self._told = now
+      left = (self._total - self._done) * (now - self._started) / self._done
+      self._say(
+        f'{self._done} of {self._total}, {self.rate()}, {left:.0f} s left'
       )
-  name = row.get('id', f'{number:06d}')
-  if not isinstance(name, str) or not re.fullmatch(r'[\w.\- ]{1,100}', name):
-    raise RecordError(
-      key, f'id {name!r:.60}; accepted: letters, digits, and . - _ and space'
-    )
-  numbers = {'label': row.get('label'), 'seed': row.get('seed')}
-  for field, value in numbers.items():
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and (not whole or value < 0):
-      raise RecordError(
-        key, f'{field} {value!r:.60}; accepted: a whole number, 0 or more'
-      )
-  prompt = checked_text(row.get('prompt'), key)
-  image, mask = row.get('image'), row.get('mask')
-  for field, path in (('image', image), ('mask', mask)):
-    if path is not None and not isinstance(path, str):
-      raise RecordError(key, f'{field} {path!r:.60}; accepted: a path')
-  if mask is not None and image is None:
-    raise RecordError(key, 'a mask without an image; accepted: both')
-  try:
-    picture = None if image is None else decode(home / image)
-    if picture is not None and mask is not None:
-      mask = decode_mask(home / mask, picture.shape[:2], mask)
-  except RecordError as error:
-    raise RecordError(key, f'{error.key}: {error.reason}') from None
-  chosen = numbers['seed']
-  return Request(
-    name=name,
-    picture=picture,
-    mask=mask,
-    prompt=prompt,
-    label=numbers['label'],
-    seed=seed + number - 1 if chosen is None else chosen,
-  )
+
+  def rate(self) -> str:
+    """Images per second so far, those of other processes among them."""
+    seconds = time.monotonic() - self._started
+    return f'{self._done / max(seconds, 1e-3):.2f} images/s'

@@ -4,6 +4,8 @@ In: flag values. Out: an `Editor` and the settings of its call. A flag that is
 not given leaves the default that the model was trained with.
 """
 
+import json
+import pathlib
 from typing import Any
 
 from absl import flags
@@ -49,6 +51,16 @@ def define(values: flags.FlagValues) -> None:
   accepted = {'ramp': RAMPS, 'schedule': SCHEDULES}
   for name, about in _CHOICES.items():
     flags.DEFINE_enum(name, None, accepted[name], about, flag_values=values)
+  text(
+    'dtype',
+    'Of matrix products: float32 or bfloat16, the default on accelerators.',
+  )
+  text('weights', "int8 keeps the model's weights in 8 bits.")
+  text(
+    'cache',
+    'Folder for compiled programs, which later commands start '
+    "from; '' keeps none. $SCAR_CACHE or ~/.cache/scar_jax by default.",
+  )
   flags.DEFINE_integer('seed', 0, 'Of the first image.', flag_values=values)
   flags.DEFINE_integer(
     'batch', None, 'Images made together.', lower_bound=1, flag_values=values
@@ -66,20 +78,88 @@ def required(given: flags.FlagValues, example: str, *names: str) -> None:
     raise ValueError(f'{", ".join(missing)} not given. Example: {example}')
 
 
-def load_editor(given: flags.FlagValues) -> Any:
-  """The `Editor` of `--workdir`."""
-  from scar_jax.editor import Editor
+def load_editor(given: flags.FlagValues, one_size: bool = False) -> Any:
+  """The `Editor` of `--workdir`.
 
+  Args:
+    given: flags; those of `scar sample` name a mesh too.
+    one_size: every batch is filled up to the largest.
+  """
+  from scar_jax import paths
+  from scar_jax.artifacts import read_description
+  from scar_jax.editor import Editor
+  from scar_jax.editor_inputs import buckets
+  from scar_jax.programs import use_compilation_cache
+  from scar_jax.sharding import batch_ways
+
+  folder = None
+  if given.cache != '':
+    folder = paths.cache_dir(given.cache or '') / 'programs'
+    use_compilation_cache(folder)
+  mesh = _mesh(given.mesh) if 'mesh' in given else None
+  batch = given.batch
+  if one_size:
+    if batch is None:
+      batch = read_description(given.workdir)['config'].get('batch', 1)
+    batch = buckets(batch, batch_ways(mesh) if mesh else 1)[-1]
   return Editor.load(
     given.workdir,
     tokenizer=given.tokenizer,
     encoder=given.encoder,
     text=given.text,
-    batch=given.batch,
+    batch=batch,
+    **precision(given),
+    mesh=mesh,
+    cache=folder,
+    buckets=(batch,) if one_size else None,
   )
+
+
+def _mesh(text: str | None) -> Any:
+  """The mesh of a flag; of all devices of this process on accelerators."""
+  import jax
+
+  from scar_jax.commands.plan import mesh_overrides
+  from scar_jax.sharding import make_mesh
+
+  devices = jax.local_devices()
+  several = len(devices) > 1 and devices[0].platform != 'cpu'
+  text = text or ('data:-1' if several else '')
+  if not text:
+    return None
+  sizes = mesh_overrides(text)
+  return make_mesh(
+    {k.removeprefix('mesh.'): int(v) for k, v in sizes.items()}, devices
+  )
+
+
+def precision(given: flags.FlagValues) -> dict[str, str]:
+  """Arguments of `Editor.load` on types, those that were given."""
+  found = {name: given[name].value for name in ('dtype', 'weights')}
+  return {name: value for name, value in found.items() if value is not None}
 
 
 def settings(given: flags.FlagValues) -> dict[str, Any]:
   """Keyword arguments of a call of the editor, those that were given."""
   found = {name: given[name].value for name in SETTINGS}
   return {name: value for name, value in found.items() if value is not None}
+
+
+def same_settings(folder: pathlib.Path, used: dict[str, Any]) -> None:
+  """Notes what a folder of images is made with; two settings do not mix.
+
+  Raises:
+    ValueError: what lies there was made with others; lists them.
+  """
+  from scar_jax.config import differences
+  from scar_jax.eval.report import write_json
+
+  path = folder / 'settings.json'
+  if path.exists():
+    changed = differences(json.loads(path.read_text()), used)
+    if changed:
+      raise ValueError(
+        f'{folder} holds images of other settings: {"; ".join(changed)}; '
+        'accepted: the same settings, or another --out'
+      )
+  write_json(path, used)

@@ -181,7 +181,7 @@ def _sampling(
       {'params': params},
       cond,
       jnp.arange(len(a['labels']), dtype=jnp.uint32),
-      jnp.stack([1 + strength, 1.0]),
+      jnp.stack([1 + strength, 1.0, 1.0]),
       SamplerConfig(temperature=0.0, ramp='sets'),
       trace=True,
       accumulate=accumulator(tokenizer[0], frozen),

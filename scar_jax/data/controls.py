@@ -33,6 +33,8 @@ KINDS = {
   'depth': 'network',
   'seg': 'labels',
 }
+# Those that are made from a photo alone.
+FROM_PHOTO = tuple(kind for kind, of in KINDS.items() if of != 'labels')
 # Endings that a map does not keep.
 PICTURES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 

@@ -130,6 +130,8 @@ class Attention(nn.Module):
       k_all, k = write_layer(carry.k, k, layer, shared.at, used)
       v_all, v = write_layer(carry.v, v, layer, shared.at, used)
       carry = carry._replace(k=k_all, v=v_all)
+    # For `scar inspect`; nothing is kept unless it is asked for.
+    self.sow('intermediates', 'qk', (q * scale, k))
     if self.kernel is not None:
       out = self.kernel(q, k, v, scale, shared.key_valid)
     else:

@@ -81,6 +81,11 @@ class Dense(nn.Module):
       (summed, ((), ())),
       preferred_element_type=self.out_dtype,
     )
+    if self.has_variable('params', 'kernel_scale'):
+      # Of a kernel in int8 (`precision.py`): one for each output channel, so
+      # that it may follow the matmul.
+      scale = self.get_variable('params', 'kernel_scale')
+      x = x * scale.astype(x.dtype)
     if self.use_bias:
       zeros = annotated(nn.initializers.zeros, *self.axes[self.in_dims :])
       x = x + self.param('bias', zeros, self.features).astype(x.dtype)

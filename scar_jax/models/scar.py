@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scar_jax.models.attention import KVCache, repeat_rows
 from scar_jax.models.conditions import Conditions, drop_conditions, given
 from scar_jax.models.decoder import SetDecoder, make_cache
-from scar_jax.models.layers import apply_rope, rope_table
+from scar_jax.models.layers import apply_rope, layer_norm, rope_table
 from scar_jax.models.prefill import Compressor
 from scar_jax.models.scale_inputs import ScaleInputs
 from scar_jax.models.scar_config import ScarConfig
@@ -57,12 +57,6 @@ class _Set0(NamedTuple):
   restored: Float[Array, 'B h w d'] | None
   vector: Float[Array, 'B D'] | None  # condition of the adaln blocks
   own: Float[Array, 'B D'] | None  # that of set 0, if another one
-
-
-def _standardise(x: Float[Array, '... D']) -> Float[Array, '... D']:
-  x = x.astype(jnp.float32)
-  mean = jnp.mean(x, axis=-1, keepdims=True)
-  return (x - mean) * jax.lax.rsqrt(jnp.var(x, -1, keepdims=True) + 1e-6)
 
 
 class Scar(nn.Module):
@@ -332,8 +326,8 @@ class Scar(nn.Module):
       features = jax.lax.stop_gradient(target_features)
       target = self.prefix.project(self.prefix.compress(features))
     if cfg.align_hidden == 'pre_norm':
-      states = _standardise(states)
-      target = None if target is None else _standardise(target)
+      states = layer_norm(states, 1e-6)
+      target = None if target is None else layer_norm(target, 1e-6)
     return {'hidden_prefix': states, 'align_target': target}
 
   def prefill(
@@ -346,8 +340,8 @@ class Scar(nn.Module):
     Args:
       cond: conditions, all guidance branches stacked along the batch.
       cache_size: slots, at least `layout.length`.
-      branches: that many equal parts of the batch have the same set 0, which is
-        then computed once (`ScarConfig.one_prefix`).
+      branches: that many equal parts of the batch agree in the first
+        `ScarConfig.shared_len` positions, which are then computed once.
     """
     layout = self.layout
     set0 = self.set0(cond)
@@ -356,20 +350,30 @@ class Scar(nn.Module):
     cache = make_cache(cfg, rows, cache_size, cfg.dtype)
     if not layout.set0_len:
       return None, repeat_rows(cache, branches), set0.vector
-    rope = self._rope(
-      jnp.asarray(layout.positions), jnp.asarray(layout.zero_rope)
+    cut = self.cfg.shared_len if branches > 1 else layout.set0_len
+    hidden, cache = self._fill(
+      jax.tree.map(lambda t: t[:rows], set0), cache, slice(0, cut)
     )
-    first = jax.tree.map(lambda t: t[:rows], set0)
-    hidden, cache = self.decoder(
-      first.x,
-      rope,
-      jnp.asarray(layout.set_ids[: layout.set0_len]),
+    cache = repeat_rows(cache, branches)
+    if cut < layout.set0_len:
+      hidden, cache = self._fill(set0, cache, slice(cut, layout.set0_len))
+    return self.decoder.logits(hidden[:, -1:]), cache, set0.vector
+
+  def _fill(
+    self, set0: _Set0, cache: KVCache, some: slice
+  ) -> tuple[Float[Array, 'B n D'], KVCache]:
+    """Hidden states of some positions of set 0, and the cache with them."""
+    layout = self.layout
+    return self.decoder(
+      set0.x[:, some],
+      self._rope(
+        jnp.asarray(layout.positions[some]), jnp.asarray(layout.zero_rope[some])
+      ),
+      jnp.asarray(layout.set_ids[some]),
       cache=cache,
-      key_valid=first.valid,
-      cond=first.vector if first.own is None else first.own,
+      key_valid=None if set0.valid is None else set0.valid[:, some],
+      cond=set0.vector if set0.own is None else set0.own,
     )
-    logits = self.decoder.logits(hidden[:, -1:])
-    return logits, repeat_rows(cache, branches), set0.vector
 
   def decode(
     self,

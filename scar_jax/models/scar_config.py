@@ -190,6 +190,18 @@ class ScarConfig:
     return self.prefix_ada == 'null' and not self.text_len
 
   @property
+  def shared_len(self) -> int:
+    """First positions that are the same whatever the text or class.
+
+    All of set 0, or the prefix where its mask hides the text from it. With the
+    paper's mask the prefix sees the text, and nothing is shared.
+    """
+    if self.one_prefix:
+      return self.prefix.length
+    own = self.order != 'scale' or self.prefix_ada == 'null'
+    return self.prefix.length if own and self.prefix_mask == 'causal' else 0
+
+  @property
   def has_null_prefix(self) -> bool:
     """A null prefix exists, so guidance on the image is possible."""
     return self.cond_dropout == 'joint'

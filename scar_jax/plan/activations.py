@@ -19,12 +19,11 @@ _SAME = frozenset(
 
 def saved_bytes(module: Module) -> float:
   """Bytes of HBM that scanned layers keep, over all pairs of loops."""
-  return max(
-    (_between(inside) for inside in module.computations.values()), default=0.0
-  )
+  found = (_between(inside, module) for inside in module.computations.values())
+  return max(found, default=0.0)
 
 
-def _between(inside: Computation) -> float:
+def _between(inside: Computation, module: Module) -> float:
   """Of the loops of one computation."""
   loops = [i for i in inside.values() if i.opcode == 'while']
   total = 0.0
@@ -32,9 +31,9 @@ def _between(inside: Computation) -> float:
     given = (_origin(name, inside) for name in _elements(later, inside))
     for loop, index in dict.fromkeys(filter(None, given)):
       earlier = inside[loop]
-      starts = _elements(earlier, inside)
-      if index < len(starts) and _fresh(starts[index], inside):
-        shape = earlier.shapes[index]
+      starts, shape = _elements(earlier, inside), earlier.shapes[index]
+      stacked = shape.dims[:1] == (module.trips(earlier),)
+      if stacked and starts and _fresh(starts[index], inside):
         total += shape.bytes if shape.space == HBM else 0.0
   return total
 

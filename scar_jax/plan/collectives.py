@@ -37,8 +37,8 @@ class Collective:
     bytes: that a device hands in, each time.
     group: devices that take part in each.
     trips: how often it runs.
-    overlaps: other work runs meanwhile (start and done are apart, or it is
-      fused with a matrix product).
+    overlaps: other work runs meanwhile: start and done are apart, or it is
+      fused with matrix products.
     members: one group, as positions in the mesh.
   """
 

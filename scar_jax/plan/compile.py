@@ -25,7 +25,8 @@ from scar_jax.extras import require
 from scar_jax.plan.chips import Topology
 from scar_jax.plan.kernels import kernel_flops
 from scar_jax.plan.networks import abstract_artifacts
-from scar_jax.sampling import generate, split_scales
+from scar_jax.sampling import generate
+from scar_jax.sampling_steps import split_scales
 from scar_jax.train.assemble import Assembly, assemble
 from scar_jax.train.checkpoints import abstract_with
 from scar_jax.train.step import trace_step
@@ -36,9 +37,8 @@ from scar_jax.types import Array, PyTree
 # Two cores that look like one device, as on all later chips.
 _CHIP_CONFIG = {'v4': {'chip_config_name': 'megacore'}}
 _SHORTAGES = (
-  r'Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm',
-  r'temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM '
-  r'\(([\d.]+)([KMGT]?)\)',
+  r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm',
+  r'temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM',
 )
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -50,12 +50,10 @@ class Memory:
   Attributes:
     total: that the program needs at its peak.
     parts: what of: parameters, optimizer, ...
-    fits: the compiler placed it.
   """
 
   total: float
   parts: dict[str, float]
-  fits: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +67,6 @@ class Program:
     mesh: axis -> size.
     coords: of the devices, in mesh order: slice, then place in the torus.
     kernels: see `costs.count`.
-    limit: bytes of HBM of a chip, where the compiler named it.
   """
 
   text: str
@@ -78,7 +75,6 @@ class Program:
   mesh: dict[str, int]
   coords: tuple[tuple[int, ...], ...]
   kernels: dict[str, float]
-  limit: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +146,9 @@ def set_up(config: Config, topology: Topology) -> Setup:
     model = dataclasses.replace(config.model, codebook_init=False)
     config = dataclasses.replace(config, model=model)
   task = make_task(config, abstract_artifacts(config))
-  heads = getattr(getattr(task, 'editor', None), 'model', None)
-  if heads is not None:
-    check_tensor_axis(mesh.shape['tensor'], heads.decoder.heads)
+  if isinstance(task, ScarTask):
+    heads = task.editor.model.decoder.heads
+    check_tensor_axis(mesh.shape['tensor'], heads)
   places = sharding.frozen_shardings(dict(task.frozen), mesh)
   batch = abstract_batch(config, task, mesh)
   with jax.set_mesh(mesh):
@@ -288,7 +284,7 @@ def _compile(
   """Runs the compiler; too little memory is an answer, not an error."""
   parts = {name: bytes_per_device(tree) for name, tree in arguments.items()}
   started = time.monotonic()
-  text, limit, fits = '', 0.0, True
+  text = ''
   with jax.set_mesh(setup.mesh):
     traced = trace()
     lowered = traced.lower()
@@ -300,12 +296,12 @@ def _compile(
     needed = read_shortage(str(error))
     if needed is None:
       raise
-    (total, limit), fits = needed, False
+    total = needed
   parts['temporaries'] = max(total - sum(parts.values()), 0.0)
   devices = setup.mesh.devices.flat
   return Program(
     text=text,
-    memory=Memory(total, {k: v for k, v in parts.items() if v}, fits),
+    memory=Memory(total, {k: v for k, v in parts.items() if v}),
     seconds=time.monotonic() - started,
     mesh=dict(setup.mesh.shape),
     coords=tuple(
@@ -313,7 +309,6 @@ def _compile(
       for d in devices
     ),
     kernels=kernel_flops(traced.jaxpr),
-    limit=limit,
   )
 
 
@@ -341,10 +336,7 @@ def _peak(compiled: jax.stages.Compiled) -> float:
   )
 
 
-def read_shortage(message: str) -> tuple[float, float] | None:
-  """(bytes needed, bytes there) of the compiler's out-of-memory message."""
+def read_shortage(message: str) -> float | None:
+  """Bytes that a program needs, of the compiler's out-of-memory message."""
   found = next(filter(None, (re.search(s, message) for s in _SHORTAGES)), None)
-  if not found:
-    return None
-  needed, unit, there, other = found.groups()
-  return float(needed) * _UNITS[unit], float(there) * _UNITS[other]
+  return float(found[1]) * _UNITS[found[2]] if found else None

@@ -8,6 +8,7 @@ by their trips, and kernels by what the caller knows about them.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from scar_jax.plan.collectives import COLLECTIVES, Collective, exchange
@@ -112,6 +113,7 @@ class _Walk:
     self.collectives: list[Collective] = []
     self.unknown = 0
     self.loop = ('', 1)
+    self.chains: set[tuple[str, str]] = set()
 
   def run(self, name: str, trips: int, overlaps: bool) -> None:
     inside = self.module.computations.get(name, Computation())
@@ -171,16 +173,32 @@ class _Walk:
     self.unknown += most.unknown
 
   def _fused_exchanges(self, i: Instruction, trips: int) -> None:
-    """Exchanges that the compiler put into one fusion with what they feed."""
+    """Exchanges that the TPU compiler put into fusions.
+
+    An asynchronous one stands in the fusion that starts it, in each matrix
+    product that it runs beside and in the one that ends it, under one chain
+    and channel: it counts once. An all-reduce of which a fusion keeps a slice
+    is a reduce-scatter, and nothing runs beside it.
+    """
     for name in i.called('calls'):
       inside = self.module.computations.get(name, Computation())
       for inner in inside.values():
         kind = inner.opcode.removesuffix('-start')
-        if kind in COLLECTIVES:
-          found = exchange(inner, kind, inside, self.mesh, trips, True)
-          self.collectives.append(found)
-        elif inner.opcode == 'fusion':
+        if inner.opcode == 'fusion':
           self._fused_exchanges(inner, trips)
+        if kind not in COLLECTIVES:
+          continue
+        chain = re.search(r'chain_id="(\d+)"', inner.text)
+        if chain:
+          key = (chain.group(1), inner.attribute('channel_id'))
+          if key in self.chains:
+            continue
+          self.chains.add(key)
+        elif any(x.opcode == 'dynamic-slice' for x in inside.values()):
+          kind = 'reduce-scatter'
+        self.collectives.append(
+          exchange(inner, kind, inside, self.mesh, trips, bool(chain))
+        )
 
 
 def hbm_bytes(i: Instruction, inside: Computation, module: Module) -> float:

@@ -19,7 +19,8 @@ from scar_jax.plan.compile import Program, Setup
 from scar_jax.plan.costs import count
 from scar_jax.plan.hlo import parse
 from scar_jax.plan.roofline import Coords, exchange_seconds, roofline
-from scar_jax.sampling import branch_count, cache_size, split_scales
+from scar_jax.sampling_loop import branch_count, cache_size
+from scar_jax.sampling_steps import split_scales
 from scar_jax.sharding import batch_ways
 from scar_jax.train.tasks import optional
 
@@ -50,9 +51,9 @@ def make_report(
     'batch': batch,
     'accum': config.train.accum,
     'remat': getattr(config.model, 'remat', ''),
-    'fits': memory.fits,
+    'fits': memory.total <= topology.chip.hbm,
     'hbm_bytes': memory.total,
-    'hbm_limit_bytes': program.limit or float(topology.chip.hbm),
+    'hbm_limit_bytes': float(topology.chip.hbm),
     'memory': memory.parts,
     'params': sum(
       leaf.size for leaf in jax.tree.leaves(setup.assembly.shapes.params)

@@ -12,7 +12,7 @@ from typing import Any
 
 from scar_jax.config import Config
 from scar_jax.models.decoder import REMAT, decoder_size
-from scar_jax.plan.chips import Topology
+from scar_jax.plan.chips import GIB, Topology
 from scar_jax.plan.compile import compile_train, set_up
 from scar_jax.plan.report import Report, make_report
 
@@ -117,13 +117,13 @@ def _sorted(reports: list[Report]) -> list[Report]:
 
 def row(report: Report) -> dict[str, Any]:
   """A line of the table of a search."""
-  fits = report['fits']
+  seconds = report.get('step_seconds_roofline')
   return {
-    'fits': 'yes' if fits else 'no',
-    'HBM GiB': report['hbm_bytes'] / 2**30,
-    'step ms': 1e3 * report['step_seconds_roofline'] if fits else None,
-    'images/s': report['images_per_second'] if fits else None,
-    'MFU %': 100 * report['mfu_bound'] if fits else None,
+    'fits': 'yes' if report['fits'] else 'no',
+    'HBM GiB': report['hbm_bytes'] / GIB,
+    'step ms': None if seconds is None else 1e3 * seconds,
+    'images/s': report.get('images_per_second'),
+    'MFU': report.get('mfu_bound'),
   }
 
 

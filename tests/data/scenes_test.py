@@ -237,3 +237,21 @@ def test_refuses_impossible_settings(change, message):
 def test_number_out_of_range():
   with pytest.raises(IndexError, match='item 1000 of 1000'):
     Scenes(ScenesConfig(split='seen')).load(1000)
+
+
+def test_the_class_is_the_colour_that_no_map_shows():
+  source = scenes.Scenes(scenes.ScenesConfig(kind='class'))
+  records = [source.load(i) for i in range(30)]
+  assert {r.meta['kind'] for r in records} == set(scenes.MAPS)
+  assert len({r.label for r in records}) == len(scenes.COLOURS)
+  for record in records:
+    scene = record.meta['after']
+    colours = {item.colour for item in scene.items}
+    assert colours == {tuple(scenes.COLOURS)[record.label]}
+    other = scene._replace(
+      items=tuple(item._replace(colour='black') for item in scene.items)
+    )
+    for name in scenes.MAPS:
+      np.testing.assert_array_equal(
+        scenes.control_map(scene, name), scenes.control_map(other, name)
+      )

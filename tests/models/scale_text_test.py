@@ -106,7 +106,7 @@ def test_cached_sampling_equals_teacher_forcing(add, kind, prefix):
       variables,
       cond,
       jnp.arange(2, dtype=jnp.uint32),
-      jnp.array([2.0, 1.0]),
+      jnp.array([2.0, 1.0, 1.0]),
       SamplerConfig(guidance_mode=mode, ramp='sets'),
       forced=tokens,
       trace=True,

@@ -181,3 +181,40 @@ def test_what_overlaps_runs_beside_and_the_rest_between():
     seconds[overlaps] = line.step
   assert seconds[True] == pytest.approx(line.interconnect)
   assert seconds[False] == pytest.approx(line.interconnect + base.step)
+
+
+def test_an_exchange_in_several_fusions_counts_once():
+  gather = (
+    'all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}, '
+    'frontend_attributes={chain_id="3"}'
+  )
+  text = f"""%start (p: f32[8]) -> f32[32] {{
+  %p = f32[8]{{0}} parameter(0)
+  ROOT %g.1 = f32[32]{{0}} {gather}
+}}
+
+%beside (p: f32[8]) -> f32[32] {{
+  %p = f32[8]{{0}} parameter(0)
+  ROOT %g.2 = f32[32]{{0}} {gather}
+}}
+
+%scatter (p: f32[32]) -> f32[8] {{
+  %p = f32[32]{{0}} parameter(0)
+  %zero = s32[] constant(0)
+  %r = f32[32]{{0}} all-reduce(%p), channel_id=8, replica_groups=[2,4]<=[8]
+  ROOT %s = f32[8]{{0}} dynamic-slice(%r, %zero), dynamic_slice_sizes={{8}}
+}}
+
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  %a = f32[32]{{0}} fusion(%x), kind=kCustom, calls=%start
+  %b = f32[32]{{0}} fusion(%x), kind=kOutput, calls=%beside
+  ROOT %c = f32[8]{{0}} fusion(%b), kind=kCustom, calls=%scatter
+}}
+"""
+  gathered, scattered = count(parse(text), _AXES).collectives
+  assert (gathered.kind, gathered.overlaps, gathered.bytes) == (
+    'all-gather', True, 32,
+  )  # fmt: skip
+  assert (scattered.kind, scattered.overlaps) == ('reduce-scatter', False)
+  assert scattered.sent == 128 * 3 / 4

@@ -128,6 +128,8 @@ def test_guidance_on_class_and_map(made):
     run([0, 1])
 
 
+# One order: the trainer is the same, and the time goes into compiling it.
+@pytest.mark.parametrize('made', ['scale'], indirect=True)
 def test_training_from_records_makes_an_editor(made, tmp_path):
   _, _, artifacts, _ = made
   order = made[0].editor.model.order
@@ -140,7 +142,6 @@ def test_training_from_records_makes_an_editor(made, tmp_path):
     data__batch=8,
     train__steps=2,
     train__save_every=2,
-    train__picture_every=2,
     **FIELDS,
   )
   loader = make_loader(

@@ -43,9 +43,10 @@ def make_source(data_cfg: Any, split: str | None = None) -> Source:
     )
   module = importlib.import_module(f'{__name__}.{name}')
   source = module.make(data_cfg, chosen)
-  if not data_cfg.control or isinstance(source, Rows):  # they are in the rows
+  kinds = getattr(data_cfg, 'control', ())
+  if not kinds or isinstance(source, Rows):  # they are in the rows
     return source
-  return Controlled(source, data_cfg.control, data_cfg.control_path)
+  return Controlled(source, kinds, data_cfg.control_path)
 
 
 def make_mixture(data_cfg: Any, split: str) -> Mixture:

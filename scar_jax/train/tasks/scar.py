@@ -35,14 +35,15 @@ from scar_jax.parts import (
   TextSetup,
   check_tokenizer,
   sampler_config,
+  to_uint8,
 )
-from scar_jax.sampling import (
+from scar_jax.sampling import generate
+from scar_jax.sampling_steps import (
   check_guidance,
   check_smooth,
-  generate,
+  sampling_order,
   split_scales,
 )
-from scar_jax.sampling_steps import sampling_order
 from scar_jax.types import Array, Batch, PyTree
 
 SECTIONS = SCAR_SECTIONS
@@ -97,7 +98,8 @@ def _needed(artifacts: Mapping[str, Any], name: str) -> Any:
   if name not in artifacts:
     raise ValueError(
       f'{name}.artifact is empty; accepted: the directory of a trained or '
-      f'converted {name} (set --config.{name}.artifact)'
+      f'converted {name} (set --config.{name}.artifact; scar plan needs only '
+      f'--config.{name}.size)'
     )
   return artifacts[name]
 
@@ -416,8 +418,3 @@ class ScarTask:
       'sampled': self.parts.images(frozen, made.tokens, made.latent),
     }
     return {k: to_uint8(v) for k, v in out.items()}
-
-
-def to_uint8(images: Float[Array, 'B H W 3']) -> Array:
-  """[-1, 1], clamped, to 0 ... 255."""
-  return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)

@@ -1,0 +1,1 @@
+"""A page on which people try a model; needs the extra `demo`."""

@@ -1,0 +1,1 @@
+"""Metrics of papers: pure numbers in here, networks behind small classes."""

@@ -1,0 +1,1 @@
+"""Many requests from a file: what they are, and who makes which."""
