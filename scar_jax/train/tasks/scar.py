@@ -15,25 +15,17 @@ from jaxtyping import Float
 
 from scar_jax import objectives
 from scar_jax.config import SCAR_SECTIONS
-from scar_jax.config_values import check_multiple
 from scar_jax.data.manifest import job_of
 from scar_jax.distributed import on_host
 from scar_jax.flops import step_flops
 from scar_jax.models.codebook_init import start_from_codebook
 from scar_jax.models.conditions import empty_conditions
-from scar_jax.models.decoder import decoder_size
-from scar_jax.models.encoders.semantic import encoder_grid, encoder_width
-from scar_jax.models.encoders.t5 import t5_config
-from scar_jax.models.prefill import PrefixConfig
 from scar_jax.models.scar import Scar
-from scar_jax.models.scar_config import ScarConfig
-from scar_jax.models.text_embedder import TextCondition
 from scar_jax.orders.scale import blank
 from scar_jax.parts import (
   EditorConfig,
   Parts,
   TextSetup,
-  check_tokenizer,
   sampler_config,
   to_uint8,
 )
@@ -44,6 +36,7 @@ from scar_jax.sampling_steps import (
   sampling_order,
   split_scales,
 )
+from scar_jax.train.tasks.scar_model import model_config, needed
 from scar_jax.types import Array, Batch, PyTree
 
 SECTIONS = SCAR_SECTIONS
@@ -81,8 +74,7 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
   )
   job = job_of(config.data)
   used = {
-    name: editor.retyped(name, _needed(artifacts, name))
-    for name in editor.needs
+    name: editor.retyped(name, needed(artifacts, name)) for name in editor.needs
   }
   return ScarTask(
     editor,
@@ -91,111 +83,6 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
     config.align.stop_target_grad,
     config.model.codebook_init,
     job.made_with if job else (),
-  )
-
-
-def _needed(artifacts: Mapping[str, Any], name: str) -> Any:
-  if name not in artifacts:
-    raise ValueError(
-      f'{name}.artifact is empty; accepted: the directory of a trained or '
-      f'converted {name} (set --config.{name}.artifact; scar plan needs only '
-      f'--config.{name}.size)'
-    )
-  return artifacts[name]
-
-
-def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
-  """The model that the sections and the frozen networks' sizes describe."""
-  model, text, prefix = config.model, config.text, config.prefix
-  vq = _needed(artifacts, 'tokenizer').config
-  order = config.order.name
-  check_tokenizer(order, vq)
-  size = config.data.image_size
-  check_multiple(
-    'data.image_size', size, vq.downsample, 'the pixels of a token'
-  )
-  sizes = {
-    name: getattr(model, name)
-    for name in ('width', 'layers', 'heads')
-    if getattr(model, name)
-  }
-  scales = {}
-  if order == 'scale':
-    sizes |= {'block': 'adaln', 'norm_eps': 1e-6}
-    scales = {'patch_nums': vq.patch_nums, 'latent_dim': vq.code_dim}
-  decoder = decoder_size(
-    model.size,
-    vocab=vq.codes,
-    resid_dropout=model.resid_dropout,
-    ffn_dropout=model.ffn_dropout,
-    attn_dropout=model.attn_dropout,
-    drop_path=model.drop_path,
-    remat=model.remat,
-    scan=model.scan,
-    attention=model.attention,
-    shard_length=model.shard_length,
-    dtype=model.dtype,
-    **sizes,
-  )
-  grid = (size // vq.downsample,) * 2
-  if prefix.compress in ('vq', 'vq_pool', 'off'):
-    source = {'grid': grid, 'width': decoder.width}
-  else:
-    encoder = _needed(artifacts, 'encoder').config
-    source = {'grid': encoder_grid(encoder), 'width': encoder_width(encoder)}
-  byte = t5_config(
-    'byte',
-    width=text.width,
-    layers=text.layers,
-    heads=text.heads,
-    head_dim=text.width // text.heads,
-    ffn=2 * text.width,
-    ngrams=text.ngrams,
-    dtype=model.dtype,
-  )
-  t5_width = 2048
-  if text.kind == 't5':
-    t5_width = _needed(artifacts, 'text').config.width
-  return ScarConfig(
-    decoder=decoder,
-    prefix=PrefixConfig(
-      compress=prefix.compress,
-      k=prefix.k,
-      out=decoder.width,
-      norm=prefix.norm,
-      places=prefix.places,
-      null='fixed' if prefix.compress == 'vq' else 'learned',
-      dtype=model.dtype,
-      **source,
-    ),
-    text=TextCondition(
-      kind=text.kind,
-      length=text.length,
-      width=byte.width if text.kind == 'byte' else t5_width,
-      classes=text.classes,
-      mask_pad=text.mask_pad,
-      null=text.null,
-      encoder=byte if text.kind == 'byte' else None,
-      dtype=model.dtype,
-    ),
-    order=order,
-    grid=grid,
-    num_sets=config.order.num_sets,
-    train_sets=config.order.train_sets,
-    **scales,
-    prefix_mask=prefix.mask,
-    prefix_rope=prefix.rope,
-    prefix_ada=prefix.ada,
-    text_rope=text.rope,
-    cond_dropout=model.cond_dropout,
-    text_dropout=model.text_dropout,
-    prefix_dropout=model.prefix_dropout,
-    token_dropout=model.token_dropout,
-    token_dropout_scope=model.token_dropout_scope,
-    token_noise=model.token_noise,
-    context_dropout=model.context_dropout,
-    align_hidden=config.align.hidden,
-    place_init=model.place_init,
   )
 
 
