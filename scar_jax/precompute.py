@@ -153,7 +153,7 @@ class Precompute:
         out['target_features'] = target.astype(wanted.dtype)
     elif cond.features is not None:
       for name in ('condition', 'target')[: 1 + aligns]:
-        out[name] = to_uint8(batch[name])
+        out[name] = to_uint8(jnp.asarray(batch[name]))
     if cond.label is not None:
       out['label'] = cond.label
     if cond.text_mask is not None:

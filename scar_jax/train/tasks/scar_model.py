@@ -1,7 +1,7 @@
-"""The model that a config and its frozen networks describe.
+"""The model that a config of task 'scar' and its frozen networks describe.
 
-In: the sections `model`, `order`, `prefix`, `text`, `data` of a checked config,
-and artifacts, whose sizes count. Out: a `ScarConfig`. Called by task 'scar'.
+In: config sections, and artifacts for the sizes of tokens and features. Out: a
+`ScarConfig`. Called by `tasks/scar.py`.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ from scar_jax.parts import check_tokenizer
 
 
 def needed(artifacts: Mapping[str, Any], name: str) -> Any:
-  """An artifact by name.
+  """The artifact of a network that the model runs with.
 
   Raises:
-    ValueError: there is none.
+    ValueError: it was not named.
   """
   if name not in artifacts:
     raise ValueError(
