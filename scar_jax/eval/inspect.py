@@ -117,13 +117,13 @@ def inspect(
 
 def _run(
   parts: Any,
-  model: Scar,
+  model: Any,
   settings: Any,
   frozen: PyTree,
   variables: PyTree,
   batch: Batch,
-  scales: Array,
-  seeds: Array,
+  scales: jax.Array,
+  seeds: jax.Array,
   perm: Array | None,
   truth: Array | None,
 ) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _run(
   return {name: value for name, value in seen.items() if value is not None}
 
 
-def _compress(model: Scar, features: Array) -> Array:
+def _compress(model: Any, features: jax.Array) -> jax.Array:
   return model.prefix.compress(features)
 
 
@@ -201,9 +201,9 @@ def _arranged(cfg: ScarConfig, seen: dict[str, np.ndarray]) -> Inspection:
   weights = seen['weights']  # [layers, N, L]
   p, ends = layout.prefix_len, (layout.prefix_len, layout.set0_len)
   parts = np.split(weights, ends, axis=-1)
+  small = cfg.prefix.out_grid or (0, 0)
   features, states, cosines = {}, {}, {}
   if p:
-    small = cfg.prefix.out_grid
     features = {
       n: seen[n][0] for n in ('F_s', 'F_c', 'restored', 'F_t') if n in seen
     }
@@ -222,7 +222,7 @@ def _arranged(cfg: ScarConfig, seen: dict[str, np.ndarray]) -> Inspection:
     source=to_uint8(seen['source'][0]),
     result=to_uint8(seen['result'][0]),
     grid=grid,
-    prefix_grid=cfg.prefix.out_grid if p else (0, 0),
+    prefix_grid=small,
     places=places,
     to_prefix=weights[:, shown, :p].mean(0),
     shares=np.stack([part.sum(-1).mean(1) for part in parts], axis=-1),

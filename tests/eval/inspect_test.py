@@ -38,11 +38,18 @@ def test_queries_and_keys_give_the_weights_of_the_layer():
   x = jax.random.normal(jax.random.key(0), (1, 5, 8))
   mask = jnp.tril(jnp.ones((1, 5, 5), bool))
   rest = Carry(x, None, None), Shared(mask, None, None, None, None), 0, None
-  params = unbox(layer.init(jax.random.key(1), x, *rest)['params'])
-  # The values become unit vectors, so that the output is the weights.
-  _, kept = layer.apply({'params': params}, x, *rest, mutable=['intermediates'])
+
+  @jax.jit
+  def run(x):
+    params = unbox(layer.init(jax.random.key(1), x, *rest)['params'])
+    _, kept = layer.apply(
+      {'params': params}, x, *rest, mutable=['intermediates']
+    )
+    return params['qkv']['kernel'], kept
+
+  kernel, kept = run(x)
   q, k = kept['intermediates']['qk'][0]
-  kernel = params['qkv']['kernel'] * 1.0
+  # The values become unit vectors, so that the output is the weights.
   plain = jnp.einsum('bld,dchk->bclhk', x, kernel)
   unit = jnp.broadcast_to(jnp.eye(5)[:, None, :4], (1, 5, 2, 4))
   want = attend(plain[:, 0], plain[:, 1], unit, mask).mean(2)

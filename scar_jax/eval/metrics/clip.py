@@ -97,7 +97,7 @@ class ClipSimilarity:
 
   def __init__(self, artifact: str, vocab: str):
     part = load_artifact(artifact, kind='clip')
-    network = CLIP(part.config)
+    network: Any = CLIP(part.config)
     self._params: PyTree = part.params
     self._text = ClipText(vocab, part.config.text.length)
     vision = part.config.vision

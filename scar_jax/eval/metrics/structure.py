@@ -5,6 +5,8 @@ squared difference of the self-similarities of their last keys. Called by
 `pie.py`. Source: cure-lab/PnPInversion, method 10.4.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +57,7 @@ class Structure:
         f'--dino={artifact!r} is an encoder of kind {part.config.kind!r}; '
         "accepted: 'vit', DINO v1 B/8 through scar convert vit"
       )
-    network = ViT(part.config.network())
+    network: Any = ViT(part.config.network())
     self._params: PyTree = part.params['network']
     mode = 'bilinear_aa' if antialias else 'bilinear'
     mean, std = (jnp.asarray(x) for x in NORMALIZE['imagenet'])

@@ -45,6 +45,10 @@ class Pie:
     """See `suites.Suite`."""
     rows, types, lines = [], [], []
     for record, picture in items:
+      if record.mask is None:
+        raise ValueError(
+          f'{record.key} has no mask; accepted: records of data.source=pie'
+        )
       mask = record.mask > 0
       row = score_pair(
         record.target,
