@@ -15,6 +15,7 @@ _VERSION = re.search(
 _INSTALL = [
   'absl-py>=2.5',
   'etils>=1.15',
+  'flatbuffers>=25.9',  # exported programs (jax.export)
   'flax>=0.12.8',
   'grain>=0.2.18',
   'jax>=0.10.2',

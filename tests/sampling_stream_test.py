@@ -27,7 +27,7 @@ def _case(order):
   batch = scar_batch(3)
   shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
   params = {'params': noisy(unbox(shapes['params']), scale=0.5)}
-  cond, _ = task.parts.conditions(task.frozen, batch)
+  cond, _ = jax.jit(task.parts.conditions)(task.frozen, batch)
   return task.model, params, cond, task.parts.accumulate(task.frozen)
 
 
@@ -46,28 +46,30 @@ def test_what_grows_ends_as_what_is_made_at_once(order):
   if order == 'scale':
     np.testing.assert_allclose(grown[-1].latent, whole.latent, atol=1e-5)
   scales, static = split_scales(settings)
-  copied = generate(
-    model,
+  copied = jax.jit(
+    lambda *given: generate(
+      model, *given, scales, static, accumulate=add, copies=2
+    )
+  )(
     variables,
     jax.tree.map(lambda x: x[:2], cond),
     jnp.asarray([4, 9, 8, 5], jnp.uint32),
-    scales,
-    static,
-    accumulate=add,
-    copies=2,
   )
   np.testing.assert_array_equal(copied.tokens[0], whole.tokens[0])
   np.testing.assert_array_equal(copied.tokens[3], whole.tokens[1])
   assert (copied.tokens[1] != whole.tokens[0]).any()
 
 
-def test_a_prefix_that_sees_no_text_is_computed_once(monkeypatch):
+def test_a_prefix_that_sees_no_text_is_computed_once():
   model, variables, cond = tiny_model(tiny_config(prefix_mask='causal'))
   assert model.cfg.shared_len == model.cfg.prefix.length > 0
   both = jax.tree.map(lambda x: jnp.concatenate([x, x]), cond)
   both = both.replace(null_text=jnp.repeat(jnp.array([False, True]), 3))
   whole, shared = (
-    model.apply(variables, both, 16, n, method='prefill') for n in (1, 2)
+    jax.jit(lambda v, c, n=n: model.apply(v, c, 16, n, method='prefill'))(
+      variables, both
+    )
+    for n in (1, 2)
   )
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(shared), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
