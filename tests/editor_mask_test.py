@@ -104,6 +104,8 @@ def test_bad_masks_are_errors(editor, work, tmp_path, case):
     editor(picture, 'x', masks=np.zeros((16, 16), bool))
   with pytest.raises(ValueError, match=r'c06_zero_bytes\.jpg: empty file'):
     editor(picture, 'x', masks=case('c06_zero_bytes.jpg'))
+  with pytest.raises(ValueError, match="control='canny' with masks"):
+    editor(picture, 'x', control='canny', masks=picture)
   with pytest.raises(ValueError, match='2 masks for 3 requests'):
     editor([picture] * 3, 'x', masks=[_corner(16, 16)] * 2)
   raster = Editor.load(finished_runs(tmp_path / 'raster') / 'scar_run')

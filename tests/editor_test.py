@@ -119,8 +119,6 @@ def test_a_control_map_is_made_of_a_photo(editor):
   np.testing.assert_array_equal(made, unletterbox(same, box))
   with pytest.raises(ValueError, match=r"'seg' is given as a picture, not dr"):
     editor(photo, 'x', control='seg')
-  with pytest.raises(ValueError, match="control='canny' with masks"):
-    editor(photo, 'x', control='canny', masks=photo)
 
 
 def test_unknown_settings_are_named(editor):

@@ -45,6 +45,8 @@ def test_what_grows_ends_as_what_is_made_at_once(order):
     assert same[np.asarray(out.done)].all()
   if order == 'scale':
     np.testing.assert_allclose(grown[-1].latent, whole.latent, atol=1e-5)
+  if order != 'raster':
+    return
   scales, static = split_scales(settings)
   copied = jax.jit(
     lambda *given: generate(
