@@ -1,11 +1,11 @@
 import pickle
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scar_jax.config import DataConfig
 from scar_jax.data.sources import make_source, scenes, scenes_text
 from scar_jax.data.sources.scenes import Item, Scene, Scenes, ScenesConfig
 
@@ -148,8 +148,10 @@ def test_texts_name_the_outcome():
 
 
 def test_moves_one_step_or_to_a_named_cell():
+  source = Scenes(ScenesConfig(split='held_out'))
   for i in range(1, 1000, 5):
-    record = Scenes().load(i)
+    record = source.load(i)
+    assert record.meta['kind'] == 'move'
     old = _acted_on(record)
     (new,) = set(record.meta['after'].items) - set(record.meta['before'].items)
     if ' at ' in record.text or ' to ' in record.text:
@@ -193,9 +195,7 @@ def test_control_text_lists_colours_in_reading_order():
 
 
 def test_registry_builds_it_with_labels_of_cells():
-  cfg = SimpleNamespace(
-    source='scenes', kind='image', split='train', image_size=64
-  )
+  cfg = DataConfig(source='scenes', kind='image', image_size=64)
   source = make_source(cfg, 'seen')
   record = source.load(3)
   assert record.target.shape == (64, 64, 3)
