@@ -168,7 +168,7 @@ def chunked_token_losses(
     local = jax.shard_map(
       local,
       in_specs=(states, table, flat, rows),
-      out_specs=TokenLosses(rows, rows),
+      out_specs=rows,
     )
   return local(hidden, kernel, bias, targets)
 

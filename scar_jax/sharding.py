@@ -314,7 +314,7 @@ def frozen_shardings(
   that divides, on their largest dimension; small ones are copied. A frozen T5
   need not fit on one device: each layer is gathered when it is computed.
   """
-  ways = [('fsdp', 'tensor'), ('fsdp',), ('tensor',)]
+  ways: list[tuple[str, ...]] = [('fsdp', 'tensor'), ('fsdp',), ('tensor',)]
   ways = [tuple(a for a in way if mesh.shape[a] > 1) for way in ways]
 
   def place(leaf: Any) -> NamedSharding:
