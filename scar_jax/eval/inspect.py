@@ -142,7 +142,8 @@ def _run(
     tokens = parts.tokens(frozen, truth).reshape(1, -1)
   target_features = None
   if cfg.aligns:
-    _, target_features = parts.conditions(frozen, batch, result)
+    both = {**batch, 'target': result}
+    _, target_features = parts.conditions(frozen, both, align=True)
   out, state = model.apply(
     variables,
     tokens,

@@ -177,7 +177,7 @@ def cudnn_attention(
   """
   del padding
   length = q.shape[1]
-  dense = jax.nn.dot_product_attention
+  dense: Any = jax.nn.dot_product_attention
   if key_valid is None and np.all(np.diff(set_ids) > 0):
     return dense(
       q, k, v, scale=scale, is_causal=True, implementation=implementation

@@ -133,7 +133,7 @@ def test_noisy_ids_are_those_of_what_the_noise_left_over():
     np.testing.assert_array_equal(ids, plain)
   ids, summed = encode(0.5)
   share = np.mean(np.asarray(ids != summed), axis=1)
-  assert 0.15 < share.mean() < 0.3  # one random code in 16 is the old one
+  assert 0.08 < share.mean() < 0.3  # neighbours share many of the 16 codes
   assert share.max() < 0.75
   # By hand: the second scale, after the first codes that were really added.
   raw = _apply(variables, 'features', images, cfg=TINY)
