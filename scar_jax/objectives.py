@@ -169,11 +169,7 @@ def chunked_token_losses(
     local = jax.shard_map(
       local,
       in_specs=(states, table, flat, rows),
-<<<<<<< HEAD
       out_specs=(rows, rows),
-=======
-      out_specs=rows,
->>>>>>> attn
     )
   return TokenLosses(*local(hidden, kernel, bias, targets))
 
