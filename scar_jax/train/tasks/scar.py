@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from scar_jax import objectives
@@ -86,6 +87,13 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
   )
 
 
+def _values(codes: Any) -> np.ndarray:
+  """Codes on this host; zeros of their shape where a plan has only that."""
+  if isinstance(codes, jax.ShapeDtypeStruct):
+    return np.zeros(codes.shape, codes.dtype)
+  return on_host(codes)
+
+
 class ScarTask:
   """Joint training of compressor, text and decoder; see `tasks.Task`."""
 
@@ -133,7 +141,7 @@ class ScarTask:
     # On this host: a compiled function may not close over arrays that lie on
     # several hosts.
     self.codes = (
-      on_host(self.parts.codes(self.frozen)) if codebook_init else None
+      _values(self.parts.codes(self.frozen)) if codebook_init else None
     )
     # Before training, not at the first picture.
     check_guidance(editor.model, split_scales(editor.sample)[1].guidance_mode)
