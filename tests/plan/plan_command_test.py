@@ -81,7 +81,7 @@ def test_small_programs_compile_for_a_tpu(config, tmp_path, what, capsys):
     assert any(axes == 'tensor' for _, axes in kinds)
 
 
-def test_the_batch_is_that_of_the_loader(tmp_path):
+def test_the_batch_is_that_of_the_loader():
   raw = load_config('configs/scenes.py:edit,smoke', {
     'tokenizer.size': 'tiny', 'encoder.size': 'tiny', 'mesh.fsdp': '2',
   })  # fmt: skip
@@ -89,7 +89,7 @@ def test_the_batch_is_that_of_the_loader(tmp_path):
   mesh = make_mesh(vars(config.mesh))
   task = make_task(config, abstract_artifacts(config))
   found = compile_lib.abstract_batch(config, task, mesh)
-  loader = inputs.make_loader(config, tmp_path)
+  loader = inputs.make_loader(config, mesh)
   assert found == inputs.first_batch(loader, mesh)
   loader.close()
 
