@@ -122,8 +122,8 @@ def test_a_control_map_is_made_of_a_photo(editor):
 
 
 def test_unknown_settings_are_named(editor):
-  with pytest.raises(ValueError, match='guidence: no setting of the sampler'):
-    editor(_picture(8, 8), 'x', guidence=2.0)
+  with pytest.raises(ValueError, match='guiding: no setting of the sampler'):
+    editor(_picture(8, 8), 'x', guiding=2.0)
   with pytest.raises(ValueError, match="output='jpg'; accepted: pil, array"):
     editor(_picture(8, 8), 'x', output='jpg')
 
