@@ -25,9 +25,10 @@ jax.config.update('jax_threefry_partitionable', True)
 @pytest.fixture(scope='session', autouse=True)
 def _compilation_cache(tmp_path_factory):
   """Tests compile the same toys and fixtures again and again: share them."""
-  jax.config.update(
-    'jax_compilation_cache_dir', str(tmp_path_factory.mktemp('xla'))
-  )
+  root = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    root = root.parent  # that of all workers
+  jax.config.update('jax_compilation_cache_dir', str(root / 'xla'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   yield
   jax.config.update('jax_compilation_cache_dir', None)

@@ -104,6 +104,6 @@ def _body_flops(jaxpr: Any) -> float:
       total += max(_body_flops(b.jaxpr) for b in eqn.params['branches'])
     else:
       trips = eqn.params.get('length', 1) if eqn.primitive.name == 'scan' else 1
-      for inner in jax.core.jaxprs_in_params(eqn.params):
+      for inner in jax.extend.core.jaxprs_in_params(eqn.params):
         total += trips * _body_flops(inner)
   return total

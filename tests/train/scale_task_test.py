@@ -184,9 +184,9 @@ def test_every_kind_of_text_has_a_loss_and_gradients(artifacts, kind):
 
 def test_noise_changes_inputs_and_what_mends_them(artifacts):
   task = make_task(_config(model__token_noise=1.0), artifacts)
-  images = scar_batch(16)['target']
-  plain = task.parts.tokens(task.frozen, images)
-  target, seen = task._tokens(task.frozen, images, jax.random.key(1), True)
+  batch = {'target': scar_batch(16)['target']}
+  plain = task.parts.tokens(task.frozen, batch['target'])
+  target, seen = task._tokens(task.frozen, batch, jax.random.key(1), True)
   share = np.mean(np.asarray(target != seen), axis=1)
   assert 0.2 < share.mean() < 0.8
   assert share.std() > 0.1
@@ -196,7 +196,7 @@ def test_noise_changes_inputs_and_what_mends_them(artifacts):
   mended = np.any(np.asarray(target != plain)[:, 1:], axis=1)
   assert not mended[~wrong].any()
   assert mended[wrong].mean() > 0.5
-  target, seen = task._tokens(task.frozen, images, jax.random.key(1), False)
+  target, seen = task._tokens(task.frozen, batch, jax.random.key(1), False)
   assert seen is None
   np.testing.assert_array_equal(target, plain)
 

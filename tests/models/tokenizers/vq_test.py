@@ -8,12 +8,8 @@ import pytest
 from scar_cases import noisy
 
 from scar_jax.models.tokenizers import layers
-from scar_jax.models.tokenizers.vq import (
-  VQConfig,
-  VQModel,
-  start_inverse,
-  vq_config,
-)
+from scar_jax.models.tokenizers.inverse import start_inverse
+from scar_jax.models.tokenizers.vq import VQConfig, VQModel, vq_config
 
 TINY = VQConfig(
   codes=16, code_dim=4, ch=8, ch_mult=(1, 2), res_blocks=1, z_channels=8,
