@@ -179,7 +179,7 @@ def draw(
     panel.set_xlabel(f'{measure.title} ({arrow} is better)')
     panel.set_yticks(range(len(names)), names)
     panel.grid(axis='x', alpha=0.3)
-  panels[0].invert_yaxis()
+  panels[0].set_ylim(len(names) - 0.5, -0.5)  # the first point above
   figure.suptitle(spec.title)
   write_atomic(path, lambda file: figure.savefig(file, format='png', dpi=150))
 
