@@ -51,6 +51,9 @@ def random_inception(tmp_path_factory):
     )
   finally:
     torch.load, extractor.load_state_dict = given, load
+  for weight in network.parameters():
+    if weight.ndim == 4:  # else the signal dies out on its way
+      torch.nn.init.kaiming_normal_(weight)
   torch.save(network.state_dict(), path)
   return str(path), network
 
@@ -62,7 +65,8 @@ def test_inception_is_that_of_torch_fidelity(random_inception):
   found = inception.Inception(path)(pictures)
   batch = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).copy())
   for ours, want in zip(found, reference(batch), strict=True):
-    np.testing.assert_allclose(ours, want.numpy(), rtol=1e-4, atol=1e-5)
+    assert want.std() > 0.05
+    np.testing.assert_allclose(ours, want.numpy(), rtol=1e-4, atol=1e-4)
   clean, _ = inception.Inception(path, 'clean')([pictures[0]])
   assert np.abs(clean - found[0][:1]).max() > 1e-3 * np.abs(clean).max()
 
