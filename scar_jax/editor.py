@@ -380,18 +380,18 @@ class Editor:
     args = self._params, self._frozen
     if self._mesh is None:
       out, bad = self.programs(
-        static, copies, given, *args, batch, seeds, scales
+        *args, batch, seeds, scales, static, copies, given
       )
       return np.asarray(out), bad
     rows = batch_sharding(self._mesh)
     with jax.set_mesh(self._mesh):
       out, bad = self.programs(
-        static,
-        copies,
-        given,
         *args,
         jax.device_put(batch, rows),
         jax.device_put(seeds, rows),
         jax.device_put(scales, replicated(self._mesh)),
+        static,
+        copies,
+        given,
       )
     return np.asarray(out), bad

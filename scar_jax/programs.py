@@ -3,10 +3,10 @@
 In: the frozen networks around a model, and arrays of one batch. Out: uint8
 pictures. A program is traced once for each setting and shape. With a folder it
 is exported there (`jax.export`) and compiled programs lie beside it, so that
-the next process neither traces nor compiles. Called by `editor.py`,
-`plan/compile.py`.
+the next process neither traces nor compiles. Called by `editor.py`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from scar_jax.eval.report import write_atomic
 from scar_jax.filters import SamplerConfig
+from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
 from scar_jax.orders.random import Known
 from scar_jax.parts import Parts, to_uint8
@@ -29,61 +30,11 @@ from scar_jax.sampling import generate
 from scar_jax.types import Batch, PyTree
 
 
-def make_pictures(
-  parts: Parts,
-  params: PyTree,
-  frozen: Mapping[str, PyTree],
-  batch: Batch,
-  seeds: Int[Array, ' B'],
-  scales: Float[Array, ' 3'],
-  cfg: SamplerConfig,
-  copies: int = 1,
-  given: int = 0,
-) -> tuple[UInt8[Array, 'B H W 3'], Bool[Array, ' B']]:
-  """From condition pictures and text to pictures; pure and traceable.
-
-  Args:
-    parts: the networks.
-    params: of the model.
-    frozen: of the other networks.
-    batch: fields of B / copies requests; with `keep` [B / copies, N] the
-      tokens of the condition that stay.
-    seeds: of each picture.
-    scales: see `sampling.generate`.
-    cfg: of the sampler, static.
-    copies: pictures in a row that share a request.
-    given: see `Known`.
-
-  Returns:
-    Pictures, and which of them come from numbers that are not finite.
-  """
-  known = None
-  if 'keep' in batch:
-    keep = jnp.asarray(batch['keep'])
-    tokens = parts.tokens(frozen, jnp.asarray(batch['condition']))
-    known = Known(
-      jnp.repeat(tokens.reshape(keep.shape), copies, axis=0),
-      jnp.repeat(keep, copies, axis=0),
-      given,
-    )
-  made = generate(
-    Scar(parts.cfg.model),
-    {'params': params},
-    parts.conditions(frozen, batch)[0],
-    seeds,
-    scales,
-    cfg,
-    accumulate=parts.accumulate(frozen),
-    known=known,
-    copies=copies,
-  )
-  images = parts.images(frozen, made.tokens, made.latent)
-  bad = made.bad | ~jnp.isfinite(images).all(axis=(1, 2, 3))
-  return to_uint8(images), bad
-
-
 class Programs:
-  """`make_pictures` of one editor, compiled.
+  """From condition pictures and text to pictures, in three compiled steps.
+
+  Conditions, tokens, pictures: a new setting of the sampler is a new program of
+  the second step alone.
 
   Attributes:
     traced: how many programs were traced in this process.
@@ -104,20 +55,106 @@ class Programs:
     self._ready: dict[Any, Callable[..., Any]] = {}
 
   def __call__(
-    self, cfg: SamplerConfig, copies: int, given: int, *args: Any
+    self,
+    params: PyTree,
+    frozen: Mapping[str, PyTree],
+    batch: Batch,
+    seeds: Int[Array, ' B'],
+    scales: Float[Array, ' 3'],
+    cfg: SamplerConfig,
+    copies: int = 1,
+    given: int = 0,
   ) -> tuple[UInt8[Array, 'B H W 3'], Bool[Array, ' B']]:
-    """Runs `make_pictures(*args)`; see there for the order of `args`."""
-    static, batch = (cfg, copies, given), args[2]
-    shapes = tuple((k, v.shape, str(v.dtype)) for k, v in sorted(batch.items()))
-    key = (*static, shapes)
-    if key not in self._ready:
-      self._ready[key] = self._make(static, args)
-    return self._ready[key](*args)
+    """Makes the pictures of one padded batch.
 
-  def _make(self, static: tuple[Any, ...], args: Any) -> Callable[..., Any]:
+    Args:
+      params: of the model.
+      frozen: of the other networks.
+      batch: fields of B / copies requests; with `keep` [B / copies, N] the
+        tokens of the condition that stay.
+      seeds: of each picture.
+      scales: see `sampling.generate`.
+      cfg: of the sampler, as `split_scales` leaves it.
+      copies: pictures in a row that share a request.
+      given: see `Known`.
+
+    Returns:
+      Pictures, and which of them come from numbers that are not finite.
+    """
+    fields = self._run('conditions', (), (frozen,), (batch,))
+    static = (cfg, copies, given)
+    made = self._run(
+      'sample', static, (params, frozen), (fields, seeds, scales)
+    )
+    bad = made.pop('bad')
+    images, broken = self._run('decode', (), (frozen,), (made,))
+    return images, bad | broken
+
+  def _conditions(self, frozen: Any, batch: Batch) -> dict[str, Array]:
+    """What the sampler needs of a batch, without what is absent."""
+    cond = self._parts.conditions(frozen, batch)[0]
+    fields = {f.name: getattr(cond, f.name) for f in dataclasses.fields(cond)}
+    fields = {name: x for name, x in fields.items() if x is not None}
+    if 'keep' in batch:
+      tokens = self._parts.tokens(frozen, jnp.asarray(batch['condition']))
+      fields['keep'] = jnp.asarray(batch['keep'])
+      fields['known'] = tokens.reshape(fields['keep'].shape)
+    return fields
+
+  def _sample(
+    self,
+    cfg: SamplerConfig,
+    copies: int,
+    given: int,
+    params: PyTree,
+    frozen: Any,
+    fields: dict[str, Array],
+    seeds: Array,
+    scales: Array,
+  ) -> dict[str, Array]:
+    """Tokens, the scale order's latent, and which samples are undrawable."""
+    known, fields = None, dict(fields)
+    if 'keep' in fields:
+      pair = (fields.pop(name) for name in ('known', 'keep'))
+      known = Known(*(jnp.repeat(x, copies, axis=0) for x in pair), given)
+    made = generate(
+      Scar(self._parts.cfg.model),
+      {'params': params},
+      Conditions(**fields),
+      seeds,
+      scales,
+      cfg,
+      accumulate=self._parts.accumulate(frozen),
+      known=known,
+      copies=copies,
+    )
+    latent = {} if made.latent is None else {'latent': made.latent}
+    return {'tokens': made.tokens, 'bad': made.bad, **latent}
+
+  def _decode(self, frozen: Any, made: dict[str, Array]) -> tuple[Array, Array]:
+    images = self._parts.images(frozen, made['tokens'], made.get('latent'))
+    return to_uint8(images), ~jnp.isfinite(images).all(axis=(1, 2, 3))
+
+  def _run(
+    self,
+    step: str,
+    static: tuple[Any, ...],
+    networks: tuple[PyTree, ...],
+    arrays: tuple[Any, ...],
+  ) -> Any:
+    # The shapes of the networks never change.
+    shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), arrays)
+    key = (step, static, repr(shapes))
+    if key not in self._ready:
+      self._ready[key] = self._make(step, static, (*networks, *arrays))
+    return self._ready[key](*networks, *arrays)
+
+  def _make(
+    self, step: str, static: tuple[Any, ...], args: Any
+  ) -> Callable[..., Any]:
     path = None
     if self._folder is not None:
-      path = self._folder / f'{self._name(static, args)}.jax'
+      path = self._folder / f'{step}-{self._name(static, args)}.jax'
     if path is not None and path.exists():
       try:
         kept = export.deserialize(bytearray(path.read_bytes()))
@@ -125,11 +162,7 @@ class Programs:
         return jax.jit(kept.call)
       except Exception as error:  # of many kinds, by version of JAX
         logging.warning('%s cannot be used, tracing again: %s', path, error)
-    cfg, copies, given = static
-    program: Any = functools.partial(make_pictures, self._parts)
-    jitted = jax.jit(
-      lambda *args: program(*args, cfg, copies=copies, given=given)
-    )
+    jitted = jax.jit(functools.partial(getattr(self, f'_{step}'), *static))
     self.traced += 1
     if path is None:
       return jitted
@@ -139,7 +172,7 @@ class Programs:
     return jax.jit(exported.call)
 
   def _name(self, static: tuple[Any, ...], args: Any) -> str:
-    """All that shapes the program, as twenty hex digits."""
+    """All that shapes a program, as twenty hex digits."""
     shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), args)
     own = self._parts.cfg, self._parts.configs
     told = (static, shapes, jax.tree.structure(args), own, _here())

@@ -62,15 +62,16 @@ def test_known_tokens_stay_and_the_others_are_drawn(editor, monkeypatch):
     *_, last = editor.stream(picture, 'red', masks=mask, seed=seed)
     [made] = editor(picture, 'red', masks=mask, seed=seed)
     np.testing.assert_array_equal(last.images[0], made)
-  canvas = picture[None].astype(np.float32) * (2 / 255) - 1
-  known = np.asarray(editor._tokens(editor._frozen, canvas)).reshape(1, 16)
+  canvas = np.stack([picture] * 3).astype(np.float32) * (2 / 255) - 1
+  known = np.asarray(editor._tokens(editor._frozen, canvas)).reshape(3, 16)
   keep = np.ones((4, 4), bool)
   keep[:2, :2] = False
-  keep = keep.reshape(-1)
-  for tokens in seen:  # one request fills the batch
-    for row in tokens:
-      np.testing.assert_array_equal(row[keep], known[0, keep])
-  assert (seen[0] != seen[1]).any()
+  for tokens in seen:
+    np.testing.assert_array_equal(
+      tokens[:, keep.reshape(-1)], known[:, keep.reshape(-1)]
+    )
+  first, second = seen[len(seen) // 2 - 1], seen[-1]
+  assert (first != second).any()
 
 
 def test_an_all_white_mask_is_an_ordinary_edit(editor):

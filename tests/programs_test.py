@@ -22,18 +22,18 @@ def _picture(seed=0):
 def test_a_kept_program_is_not_traced_again(run, tmp_path, monkeypatch):
   first = Editor.load(run, cache=tmp_path)
   [made] = first(_picture(), 'x', guidance=2.0, output='array')
-  assert (first.programs.traced, first.programs.read) == (1, 0)
-  [path] = tmp_path.glob('*.jax')
-  monkeypatch.setattr(programs, 'make_pictures', None)  # cannot be traced
+  assert (first.programs.traced, first.programs.read) == (3, 0)
+  [path] = tmp_path.glob('sample-*.jax')
+  monkeypatch.setattr(programs, 'generate', None)  # cannot be traced
   second = Editor.load(run, cache=tmp_path)
   [again] = second(_picture(), 'x', guidance=2.0, output='array')
-  assert (second.programs.traced, second.programs.read) == (0, 1)
+  assert (second.programs.traced, second.programs.read) == (0, 3)
   np.testing.assert_array_equal(made, again)
   monkeypatch.undo()
   path.write_bytes(b'broken')
   third = Editor.load(run, cache=tmp_path)
   [anew] = third(_picture(), 'x', guidance=2.0, output='array')
-  assert (third.programs.traced, third.programs.read) == (1, 0)
+  assert (third.programs.traced, third.programs.read) == (1, 2)
   np.testing.assert_array_equal(made, anew)
 
 
@@ -42,7 +42,7 @@ def test_another_code_version_has_other_programs(run, tmp_path, monkeypatch):
   monkeypatch.setattr(programs, '_here', lambda: ('another',))
   other = Editor.load(run, cache=tmp_path)
   other(_picture(), 'x')
-  assert (other.programs.traced, other.programs.read) == (1, 0)
+  assert (other.programs.traced, other.programs.read) == (3, 0)
 
 
 def test_int8_weights_are_near_and_a_quarter_of_the_size(run):
