@@ -66,7 +66,11 @@ def test_few_programs_serve_every_count_size_and_strength(editor):
   assert editor.buckets == (1, 2, 3)
   for count, scale in ((1, 3.0), (3, 4.5), (4, 2.5), (7, 2.0)):
     assert len(editor([_picture(9, 4)] * count, 'x', guidance=scale)) == count
+  [cold] = editor(_picture(8, 8), 'x', guidance=2.0, temperature=1e-4)
   assert editor.programs.traced == before
+  [greedy] = editor(_picture(8, 8), 'x', guidance=2.0, temperature=0.0)
+  assert editor.programs.traced == before + 1
+  assert _same(cold, greedy)
 
 
 def test_an_empty_prompt_is_the_null_condition(editor):

@@ -94,8 +94,12 @@ def _job(tmp_path, rows, out='out'):
 def test_a_bad_request_takes_no_other_with_it(tmp_path):
   rows = [{'id': str(n), 'seed': n} for n in (11, 12, 13, 14)]
   job, good = _job(tmp_path, rows)
-  counts = []
+  counts, out = [], tmp_path / 'out'
+  out.mkdir()
+  for name in ('.12.pngx8z', '.other.pngx8z'):  # of processes that were killed
+    (out / name).write_bytes(b'half')
   job.run(good, counts.append)
+  assert {p.name for p in out.glob('.*')} == {'.other.pngx8z', '.claims'}
   assert job.failed == {'r.jsonl line 3': '13 brings bad luck'}
   assert (job.made, sum(counts)) == (3, 4)
   assert job._editor.calls == [[11, 12, 13], [11], [12], [13], [14]]
