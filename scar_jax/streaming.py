@@ -1,12 +1,12 @@
-"""Parameters that are made while they are written, one array at a time.
+"""Parameters that are made while they are written, a few at a time.
 
 In: a tree whose leaves may be `Lazy`. Out: the same files as orbax makes of
-arrays. A conversion needs memory for its largest parameter, not for all. Used
-by `artifacts.py` and `convert/common.py`.
+arrays. A conversion needs memory for its largest parameter or 64 MiB, not for
+all. Used by `artifacts.py` and `convert/common.py`.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from scar_jax.types import PyTree
 
-_CHUNK = 64 * 2**20  # bytes that are compressed as one
+_CHUNK = 64 * 2**20  # bytes that are compressed, or made, as one
 
 
 class Lazy:
@@ -47,8 +47,23 @@ class Lazy:
     return self._make().astype(dtype or self.dtype, copy=False)
 
 
-class _OneByOne(ocp.type_handlers.NumpyHandler):
-  """Writes each array before the next is made."""
+def _parts(values: Sequence[Any]) -> Iterator[slice]:
+  """Runs of values of up to a chunk together, or of one that is larger."""
+  start, held = 0, 0
+  for i, value in enumerate(values):
+    if held and held + value.nbytes > _CHUNK:
+      yield slice(start, i)
+      start, held = i, 0
+    held += value.nbytes
+  if start < len(values):
+    yield slice(start, len(values))
+
+
+class _InParts(ocp.type_handlers.NumpyHandler):
+  """Writes some arrays before the next are made.
+
+  One by one they would take far longer: each part is committed to disk.
+  """
 
   def __init__(self):
     super().__init__(deepcopy_host_arrays=False)
@@ -60,8 +75,9 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
     args: Sequence[Any] | None = None,
   ) -> Sequence[Any]:
     args = args or [ocp.SaveArgs()] * len(values)
-    for value, info, arg in zip(values, infos, args, strict=True):
-      for done in await super().serialize([np.asarray(value)], [info], [arg]):
+    for part in _parts(values):
+      made = [np.asarray(value) for value in values[part]]
+      for done in await super().serialize(made, infos[part], args[part]):
         done.result()
     return []
 
@@ -74,8 +90,8 @@ def write_params(path: str | os.PathLike[str], params: PyTree) -> None:
       writer.save(path, params)
     return
   registry = ocp.type_handlers.create_type_handler_registry(
-    (Lazy, _OneByOne()),
-    (np.ndarray, _OneByOne()),
+    (Lazy, _InParts()),
+    (np.ndarray, _InParts()),
     (jax.Array, ocp.type_handlers.ArrayHandler()),
   )
   handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
