@@ -248,8 +248,10 @@ def paper_networks(pixels: int, scale: bool, features: str = 'last4') -> Any:
   """
   return dict(
     tokenizer=dict(size=f'var{pixels}' if scale else 'vq16'),
+    # Frozen, so bfloat16 costs nothing that training could not see.
     encoder=dict(
-      size=f'B,image_size={pixels * 7 // 8},features={features},dtype=bfloat16'
+      size=f'B,image_size={pixels * 7 // 8},features={features}',
+      dtype='bfloat16',
     ),
   )
 
@@ -258,9 +260,9 @@ def smoke_networks(config: ConfigDict) -> None:
   """The same networks with few channels, for pictures of 32 pixels."""
   scale = config.order.name == 'scale'
   config.tokenizer.size = 'tiny,patch_nums=1,2,3,4,6,8' if scale else 'tiny'
-  config.encoder.size = 'tiny,depth=4,features=last4'
+  config.encoder.update(dict(size='tiny,depth=4,features=last4', dtype=''))
   if config.text.kind == 't5':
-    config.text.update(dict(length=8, size='flan-t5-small,layers=1'))
+    config.text.update(dict(length=8, size='flan-t5-small,layers=1', dtype=''))
 
 
 def smoke_model(config: ConfigDict) -> ConfigDict:

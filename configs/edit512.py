@@ -62,9 +62,10 @@ def get_config(arg=None):
     # As LlamaGen's caption models, from which training starts.
     text=dict(
       kind='t5', length=120, mask_pad=False, null='fixed', rope='zero',
-      size='flan-t5-xl,dtype=bfloat16',
+      size='flan-t5-xl', dtype='bfloat16',
     ),
     **common.paper_networks(512, scale, given.features),
+    loss=dict(chunk=256),
     optim=dict(lr=1e-4, weight_decay=0.05, clip=2.0 if scale else 1.0),
     train=dict(
       steps=2 * _EPOCH[given.variant] // 64, ema=0.0, log_every=50,

@@ -58,10 +58,12 @@ def get_config(arg=None):
     model=common.paper_model(given.size),
     text=dict(
       kind='t5', length=120, mask_pad=False, null='fixed', rope='zero',
-      size='flan-t5-xl,dtype=bfloat16',
+      size='flan-t5-xl',
+      dtype='bfloat16',
     ),
     prefix=dict(k=2),
     **common.paper_networks(512, scale=False),
+    loss=dict(chunk=256),
     optim=dict(lr=1e-4),
     train=dict(
       steps=EPOCHS * IMAGES // BATCH,
