@@ -21,7 +21,7 @@ from scar_jax.models.text_embedder import TextCondition
 from scar_jax.orders.scale import blank
 from scar_jax.train import state as state_lib
 from scar_jax.train.optim import make_optimizer
-from scar_jax.train.step import make_step
+from scar_jax.train.step import compile_step, make_step
 from scar_jax.train.tasks import abstract, make_task
 
 
@@ -184,7 +184,7 @@ def _step(task, batch):
   boxed = state_lib.abstract_variables(task, abstract(batch))
   tx = make_optimizer(cfg, 10, boxed['params'])
   init = state_lib.make_init(task, tx, abstract(batch), ema=True)
-  return boxed, init, jax.jit(make_step(task, tx, cfg, 10, 1, 0.9))
+  return boxed, init, make_step(task, tx, cfg, 10, 1, 0.9)
 
 
 @pytest.fixture(scope='module')
@@ -200,22 +200,18 @@ def scar():
   )  # fmt: skip
   batch = scar_batch(8)
   boxed, init, step = _step(task, batch)
-  return (
-    task,
-    batch,
-    boxed,
-    init,
-    step,
-    _losses(jax.jit(init)(jnp.uint32(0)), step, task, batch),
-  )
+  state = jax.jit(init)(jnp.uint32(0))
+  return task, batch, boxed, init, step, _run(step, state, task, batch)[0]
 
 
-def _losses(state, step, task, batch):
+def _run(step, state, task, batch, places=None):
+  """Losses of three steps, and the state after them."""
+  step = compile_step(step, state, task.frozen, batch, places)
   found = []
   for _ in range(3):
     state, metrics = step(state, task.frozen, batch)
     found.append(float(metrics['loss']))
-  return found
+  return found, state
 
 
 @pytest.mark.parametrize(
@@ -229,7 +225,8 @@ def test_scar_is_sharded_by_the_rules_and_loses_the_same(scar, sizes):
     places = state_lib.state_shardings(shapes, boxed, mesh)
     state = state_lib.create(init, places, 0)
     rows = jax.device_put(batch, sharding.batch_sharding(mesh))
-    assert _losses(state, step, task, rows) == pytest.approx(want, rel=1e-5)
+    found, state = _run(step, state, task, rows, places)
+  assert found == pytest.approx(want, rel=1e-5)
   # What the rules say of the largest kernels, written out.
   fsdp, tensor = sizes.get('fsdp', 1), sizes.get('tensor', 1)
   decoder = state.params['decoder']['layers']
@@ -247,4 +244,4 @@ def test_scar_is_sharded_by_the_rules_and_loses_the_same(scar, sizes):
   assert moments == placed
   assert [x.sharding.spec for x in jax.tree.leaves(state.ema)] == placed
   assert (mesh.shape['data'] == 8) == (not any(map(any, placed)))
-  np.testing.assert_array_equal(np.asarray(state.step), 0)
+  np.testing.assert_array_equal(np.asarray(state.step), 3)
