@@ -42,6 +42,10 @@ def define(values: flags.FlagValues) -> None:
     flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool(
+    'quick', False, 'Compile with little effort: sooner, and as good for memory '
+    'and FLOPs; times at best look worse.', flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_bool(
     'search', False, 'Try meshes, microbatches and remat policies.',
     flag_values=values,
   )  # fmt: skip
@@ -81,11 +85,11 @@ def run(args: Args) -> str:
   config = config_lib.check(load_config(given.config, overrides))
   compile_lib.prepare_environment()
   if given.search:
-    report, rows = _search(config, topology, given.tries)
+    report, rows = _search(config, topology, given.tries, given.quick)
   else:
     what = 'sample' if given.sample else 'train'
     say(f'compiling {what} of {given.config} for {topology.name}')
-    setup = compile_lib.set_up(config, topology)
+    setup = compile_lib.set_up(config, topology, given.quick)
     compiler = getattr(compile_lib, f'compile_{what}')
     report = make_report(setup, compiler(setup), topology, what)
     rows = None
@@ -122,7 +126,7 @@ def mesh_overrides(text: str) -> dict[str, str]:
 
 
 def _search(
-  config: Any, topology: Any, tries: int
+  config: Any, topology: Any, tries: int, quick: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """The best report, and a row for each try."""
   from scar_jax.commands.console import say
@@ -132,7 +136,11 @@ def _search(
 
   say(f'searching for {topology.name}, {tries} programs at most')
   reports = search(
-    config, topology, tries, lambda r: say(f'  {label(r)}: {verdict(r)}')
+    config,
+    topology,
+    tries,
+    quick,
+    lambda r: say(f'  {label(r)}: {verdict(r)}'),
   )
   if not reports:
     raise ValueError(

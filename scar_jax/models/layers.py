@@ -255,6 +255,24 @@ def drop_path(
   return x * (kept / keep).astype(x.dtype)
 
 
+def batch_conv(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> jax.Array:
+  """`lax.conv_general_dilated` of each device's own rows.
+
+  Left alone, the compiler keeps a kernel that FSDP has split along its output
+  channels where it is, and brings the pictures of all devices to every part of
+  it: memory that grows with the mesh. Here the kernel comes to the pictures.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [k, l, C, F].
+    *args: of the convolution.
+    **kwargs: of the convolution.
+  """
+  kernel = constrain(kernel, None, None, None, 'mlp')
+  y = jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
+  return constrain(y, 'batch', None, None, None)
+
+
 def place_waves(places: np.ndarray, width: int) -> np.ndarray:
   """Sines and cosines of places in a picture, float32 [n, width], of unit RMS.
 

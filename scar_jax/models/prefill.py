@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scar_jax.models.layers import place_waves
+from scar_jax.models.layers import batch_conv, place_waves
 from scar_jax.orders.layout import grid_positions
 from scar_jax.sharding import annotated
 
@@ -172,6 +172,7 @@ def _conv(features: int, fan_in: int, stride: int, dtype: str, name: str):
     # Explicit: 'SAME' at stride 2 pads (0, 1) and shifts by one pixel.
     padding=((1, 1), (1, 1)),
     dtype=dtype,
+    conv_general_dilated=batch_conv,
     kernel_init=annotated(init, None, None, None, 'conv_out'),
     bias_init=annotated(init, 'conv_out'),
     name=name,

@@ -35,6 +35,8 @@ from scar_jax.train.tasks import make_task
 from scar_jax.train.tasks.scar import ScarTask
 from scar_jax.types import Array, PyTree
 
+# The compiler's least effort: no search for the best tiles of each fusion.
+_QUICK = {'exec_time_optimization_effort': -1.0}
 # Two cores that look like one device, as on all later chips.
 _CHIP_CONFIG = {'v4': {'chip_config_name': 'megacore'}}
 _SHORTAGES = (
@@ -80,7 +82,10 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """A run on a described mesh: task, abstract batch, state, frozen networks."""
+  """A run on a described mesh: task, abstract batch, state, frozen networks.
+
+  With `quick` the compiler searches for no better tiles.
+  """
 
   config: Config
   task: Any
@@ -88,6 +93,7 @@ class Setup:
   batch: dict[str, jax.ShapeDtypeStruct]
   frozen: dict[str, PyTree]
   assembly: Assembly
+  quick: bool = False
 
   @property
   def state(self) -> PyTree:
@@ -132,8 +138,13 @@ def devices_of(topology: Topology) -> tuple[Any, ...]:
   return tuple(found.devices)
 
 
-def set_up(config: Config, topology: Topology) -> Setup:
+def set_up(config: Config, topology: Topology, quick: bool = False) -> Setup:
   """Builds everything but the program.
+
+  Args:
+    config: checked.
+    topology: for which.
+    quick: see `Setup`.
 
   Raises:
     ValueError: sizes that do not divide, a network that is not named.
@@ -155,7 +166,13 @@ def set_up(config: Config, topology: Topology) -> Setup:
   with jax.set_mesh(mesh):
     made = assemble(config, task, batch, mesh)
   return Setup(
-    config, task, mesh, batch, abstract_with(dict(task.frozen), places), made
+    config,
+    task,
+    mesh,
+    batch,
+    abstract_with(dict(task.frozen), places),
+    made,
+    quick,
   )
 
 
@@ -290,7 +307,7 @@ def _compile(
     traced = trace()
     lowered = traced.lower()
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(_QUICK if setup.quick else None)
     text = compiled.as_text() or ''
     total = _peak(compiled)
   except jax.errors.JaxRuntimeError as error:

@@ -51,6 +51,7 @@ def make_report(
     'batch': batch,
     'accum': config.train.accum,
     'remat': getattr(config.model, 'remat', ''),
+    'quick': setup.quick,
     'fits': memory.total <= topology.chip.hbm,
     'hbm_bytes': memory.total,
     'hbm_limit_bytes': float(topology.chip.hbm),

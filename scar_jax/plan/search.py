@@ -27,6 +27,7 @@ def search(
   config: Config,
   topology: Topology,
   tries: int = 24,
+  quick: bool = False,
   tell: Callable[[Report], Any] = lambda report: None,
 ) -> list[Report]:
   """Compiles until the meshes or the tries are used up.
@@ -35,6 +36,7 @@ def search(
     config: checked; its mesh, accum and remat are replaced.
     topology: for which.
     tries: programs to compile at most.
+    quick: see `compile.Setup`.
     tell: called with each report as it comes.
 
   Returns:
@@ -59,7 +61,8 @@ def search(
       for remat in REMAT_BY_COST:
         if len(reports) >= tries:
           return _sorted(reports)
-        setup = set_up(_variant(config, mesh, accum, remat), topology)
+        variant = _variant(config, mesh, accum, remat)
+        setup = set_up(variant, topology, quick)
         report = make_report(setup, compile_train(setup), topology, 'train')
         reports.append(report)
         tell(report)

@@ -150,7 +150,7 @@ def _search(monkeypatch, fits, tries=99, batch=64):
   raw = default_config('scar')
   raw.data.batch, raw.model.heads = batch, 4
   topology = read_topology('v5e:4x4')
-  monkeypatch.setattr(search_lib, 'set_up', lambda config, _: config)
+  monkeypatch.setattr(search_lib, 'set_up', lambda config, *_: config)
   monkeypatch.setattr(search_lib, 'compile_train', lambda config: None)
 
   def report(config, program, topology, what):

@@ -205,7 +205,8 @@ class T5Encoder(nn.Module):
   ) -> tuple[Float[Array, 'B T D'], Float[Array, 'N B T D']]:
     """Output before the final norm, and the input of each layer."""
     cfg = self.cfg
-    x = jnp.asarray(self.embed)[ids]
+    # Whole: from parts of a table, rows of all devices come to every part.
+    x = constrain(jnp.asarray(self.embed), None, None)[ids]
     for n, table in zip(cfg.ngrams, self.ngram_tables, strict=True):
       x = x + jnp.asarray(table)[hash_ngrams(ids, n, cfg.ngram_rows)]
     x = x.astype(cfg.dtype)

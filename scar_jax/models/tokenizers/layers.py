@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scar_jax.sharding import annotated
+from scar_jax.models.layers import batch_conv
+from scar_jax.sharding import annotated, platform
 
 CONV_IMPLS = ('auto', 'xla', 'matmul')
 _LARGE_MAP = 512  # positions; both ways are equally fast on 16x16 maps
@@ -58,8 +59,7 @@ def conv2d(
     return x @ kernel[0, 0]
   if impl == 'auto':
     large = x.shape[1] * x.shape[2] >= _LARGE_MAP
-    on_cpu = jax.default_backend() == 'cpu'
-    impl = 'matmul' if on_cpu and large else 'xla'
+    impl = 'matmul' if platform() == 'cpu' and large else 'xla'
   conv = _conv_by_matmul if impl == 'matmul' else _conv
   return conv(x, kernel, stride, padding)
 
@@ -67,7 +67,7 @@ def conv2d(
 def _conv(
   x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
-  return jax.lax.conv_general_dilated(
+  return batch_conv(
     x,
     kernel,
     (stride, stride),
