@@ -219,7 +219,7 @@ def _losses(state, step, task, batch):
 
 
 @pytest.mark.parametrize(
-  'sizes', [{'data': 8}, {'fsdp': 8}, {'tensor': 2, 'fsdp': 4}]
+  'sizes', [{'fsdp': 8}, {'data': 2, 'tensor': 2, 'fsdp': 2}]
 )
 def test_scar_is_sharded_by_the_rules_and_loses_the_same(scar, sizes):
   task, batch, boxed, init, step, want = scar
@@ -246,5 +246,5 @@ def test_scar_is_sharded_by_the_rules_and_loses_the_same(scar, sizes):
   moments = [x.sharding.spec for x in jax.tree.leaves(state.opt_state[1][0].mu)]
   assert moments == placed
   assert [x.sharding.spec for x in jax.tree.leaves(state.ema)] == placed
-  assert (mesh.shape['data'] == 8) == (not any(map(any, placed)))
+  assert any(map(any, placed))
   np.testing.assert_array_equal(np.asarray(state.step), 0)
