@@ -4,14 +4,18 @@ import os
 
 # Set before jax is imported anywhere: the device count is read once. Programs
 # here are small and run a few times, so that to compile them is most of the
-# time; XLA_FLAGS of the caller may ask for optimised code again.
+# time: no optimised code, the older and quicker emitters, and no split of a
+# program among threads, which the other workers keep busy. XLA_FLAGS of the
+# caller may ask for the defaults again.
 os.environ['XLA_FLAGS'] = (
-  '--xla_backend_optimization_level=0 '
+  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+  ' --xla_cpu_parallel_codegen_split_count=1 '
   + os.environ.get('XLA_FLAGS', '')
   + ' --xla_force_host_platform_device_count=8'
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
+import gc
 import pathlib
 
 import jax
@@ -32,6 +36,13 @@ def _compilation_cache(tmp_path_factory):
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   yield
   jax.config.update('jax_compilation_cache_dir', None)
+
+
+def pytest_collection_finish():
+  """What was imported stays: the collector need not look at it each time."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
 
 
 _HERE = pathlib.Path(__file__).parent

@@ -1,5 +1,7 @@
 """Scale order: set 0 under the null class, and one prefix for all branches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +15,11 @@ from scar_jax.sharding import unbox
 from scar_jax.train.tasks import make_task
 
 
-def _make(ada, **fields):
+@functools.cache
+def _make(ada):
+  """Task, variables, conditions, tokens, and the compiled full pass."""
   config = scar_config(
     order__name='scale', prefix__ada=ada, text__kind='label', text__classes=5,
-    **fields,
   )  # fmt: skip
   task = make_task(config, frozen_artifacts('scale'))
   batch = scar_batch(2) | {'label': jnp.array([3, 4])}
@@ -24,19 +27,16 @@ def _make(ada, **fields):
   params = {'params': noisy(unbox(shapes['params']), scale=0.5)}
   cond, _ = jax.jit(task.parts.conditions)(task.frozen, batch)
   tokens = jax.jit(task.parts.tokens)(task.frozen, batch['target'])
-  return task, params, cond, tokens
-
-
-def _run(task, params, cond, tokens):
   add = task.parts.accumulate(task.frozen)
-  return jax.jit(task.model.apply)(params, tokens, cond, accumulate=add)
+  run = jax.jit(functools.partial(task.model.apply, accumulate=add))
+  return task, params, cond, tokens, run
 
 
 @pytest.mark.parametrize('ada', ['class', 'null'])
 def test_which_class_modulates_the_prefix(ada):
-  task, params, cond, tokens = _make(ada)
-  first = _run(task, params, cond, tokens)
-  other = _run(task, params, cond.replace(label=cond.label - 2), tokens)
+  task, params, cond, tokens, run = _make(ada)
+  first = run(params, tokens, cond)
+  other = run(params, tokens, cond.replace(label=cond.label - 2))
   gap = np.abs(first.hidden - other.hidden).max(axis=(0, 2))
   prefix = task.editor.model.prefix.length
   assert (gap[prefix:] > 1e-3).all()
@@ -44,7 +44,7 @@ def test_which_class_modulates_the_prefix(ada):
 
 
 def test_branches_share_one_prefix_and_nothing_else_changes():
-  task, params, cond, tokens = _make('null')
+  task, params, cond, tokens, run = _make('null')
   sampler = Sampler(task.model, SamplerConfig(guidance=2.0, ramp='sets'))
   out = sampler.run(
     params, cond, np.array([1, 2]), forced=tokens, trace=True,
@@ -52,13 +52,13 @@ def test_branches_share_one_prefix_and_nothing_else_changes():
   )  # fmt: skip
   for branch, null in enumerate((False, True)):
     given = cond.replace(null_text=jnp.full(2, null))
-    want = _run(task, params, given, tokens).logits
+    want = run(params, tokens, given).logits
     np.testing.assert_allclose(out.raw[branch], want, **CLOSE)
   stacked = jax.tree.map(lambda t: jnp.concatenate([t, t]), cond)
-  whole, shared = (
-    task.model.apply(params, stacked, 16, n, method='prefill')[1]
-    for n in (1, 2)
+  prefill = jax.jit(
+    functools.partial(task.model.apply, method='prefill'), static_argnums=(2, 3)
   )
+  whole, shared = (prefill(params, stacked, 16, n)[1] for n in (1, 2))
   assert shared.k.shape == whole.k.shape
   np.testing.assert_allclose(shared.k, whole.k, **CLOSE)
 

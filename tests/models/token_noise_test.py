@@ -1,6 +1,7 @@
 """Noise on the inputs of training: what it touches and how much of it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +29,17 @@ def tiny():
   return cfg, noisy(shapes['params']), tokens, cond
 
 
+@functools.cache
+def _apply(cfg):
+  return jax.jit(Scar(cfg).apply, static_argnames=('deterministic', 'method'))
+
+
 def _run(tiny, noise, deterministic=False, seed=0):
   cfg, params, tokens, cond = tiny
-  model = Scar(dataclasses.replace(cfg, token_noise=noise))
+  run = _apply(dataclasses.replace(cfg, token_noise=noise))
   streams = 'dropout', 'condition'
   rngs = dict(zip(streams, jax.random.split(jax.random.key(seed)), strict=True))
-  return model.apply(
+  return run(
     {'params': params}, tokens, cond, deterministic=deterministic, rngs=rngs
   )
 
@@ -57,9 +63,9 @@ TOKENS = (jnp.arange(970) + jnp.arange(2000)[:, None]) % 97
 
 def _noised(tiny, **changes):
   cfg, params, *_ = tiny
-  model = Scar(dataclasses.replace(cfg, **changes))
+  run = _apply(dataclasses.replace(cfg, **changes))
   rngs = {'dropout': jax.random.key(1)}
-  return model.apply({'params': params}, TOKENS, method='_noisy', rngs=rngs)
+  return run({'params': params}, TOKENS, method='_noisy', rngs=rngs)
 
 
 @pytest.mark.parametrize('most', [0.3, 1.0])
@@ -84,8 +90,8 @@ def test_some_samples_lose_all_inputs(tiny, noise):
 
 def test_a_single_sample_takes_codes_of_its_own(tiny):
   cfg, params, *_ = tiny
-  model = Scar(dataclasses.replace(cfg, token_noise=1.0, context_dropout=1.0))
+  run = _apply(dataclasses.replace(cfg, token_noise=1.0, context_dropout=1.0))
   rngs = {'dropout': jax.random.key(1)}
   one = TOKENS[:1]
-  noised = model.apply({'params': params}, one, method='_noisy', rngs=rngs)
+  noised = run({'params': params}, one, method='_noisy', rngs=rngs)
   np.testing.assert_array_equal(noised, np.roll(one, 970 // 2, axis=1))

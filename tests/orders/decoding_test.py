@@ -111,21 +111,23 @@ def _case(order):
   return jnp.asarray(tokens, jnp.int32), state
 
 
+# Without a prefix set 0 is one token, and there is one mask.
 @pytest.mark.parametrize('name', ORDERS)
-@pytest.mark.parametrize('prefix_mask', ['bidirectional', 'causal'])
-@pytest.mark.parametrize('prefix', [PREFIX, None])
+@pytest.mark.parametrize(
+  ('prefix_mask', 'prefix'),
+  [('bidirectional', PREFIX), ('causal', PREFIX), ('bidirectional', None)],
+)
 def test_cached_decoding_by_sets_equals_the_full_pass(
   params, name, prefix_mask, prefix
 ):
   order = ORDERS[name]
   model = Model(params, order, prefix_mask, prefix)
   tokens, state = _case(order)
-  inputs = order.train_inputs(tokens, state.perm, model.add)
-  full = jax.jit(model.full)(inputs)
-  targets = order.targets(tokens, state.perm)
 
   @jax.jit
-  def sample(state):
+  def run(tokens, state):
+    full = model.full(order.train_inputs(tokens, state.perm, model.add))
+    targets = order.targets(tokens, state.perm)
     layout = model.layout
     cache = make_cache(CFG, BATCH, layout.length + 3)
     ids = layout.set_ids[: layout.set0_len]
@@ -141,9 +143,9 @@ def test_cached_decoding_by_sets_equals_the_full_pass(
       forced = targets[:, first : first + size]
       state = order.write(state, k, forced, model.add)
       first += size
-    return jnp.concatenate(parts, axis=1), state, cache.length
+    return full, jnp.concatenate(parts, axis=1), state, cache.length
 
-  ours, state, length = sample(state)
+  full, ours, state, length = run(tokens, state)
   assert ours.shape == (BATCH, order.num_targets, 11)
   np.testing.assert_allclose(ours, full, atol=1e-4)
   np.testing.assert_array_equal(order.tokens(state), tokens)

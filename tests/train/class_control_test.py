@@ -64,14 +64,19 @@ def _scales(task):
   return task.editor.model.order == 'scale'
 
 
-def _loss(task, params, batch, train=False):
-  loss = jax.jit(task.loss, static_argnums=5)  # op by op takes far longer
-  return loss(params, {}, task.frozen, batch, jax.random.key(5), train)[0]
+def _loss(task, train):
+  """The loss of parameters and a batch; compiled for all calls together."""
+
+  def loss(params, batch):
+    key = jax.random.key(5)
+    return task.loss(params, {}, task.frozen, batch, key, train)[0]
+
+  return loss
 
 
 def test_both_conditions_are_learned_from(made):
   task, params, _, batch = made
-  grads = jax.grad(lambda p: _loss(task, p, batch))(params)
+  grads = jax.jit(jax.grad(_loss(task, False)))(params, batch)
   table = grads['scale']['label'] if _scales(task) else grads['text']['table']
   norms = np.linalg.norm(table, axis=1)
   assert (norms[:CLASSES] > 1e-6).all()
@@ -92,9 +97,8 @@ def test_a_dropped_label_is_the_null_class(made, rate):
   )
   other = batch | {'label': jnp.array([1, 2, 0])}
   blank = batch | {'condition': -batch['condition']}
-  first, second, third = (
-    _loss(task, params, b, train=True) for b in (batch, other, blank)
-  )
+  loss = jax.jit(_loss(task, True))
+  first, second, third = (loss(params, b) for b in (batch, other, blank))
   assert (first == second) == (rate == 1.0)
   # Preservation still looks at the map; here it has no weight of its own.
   assert np.isfinite([first, second, third]).all()

@@ -57,7 +57,7 @@ class Same:
 
 @pytest.fixture(scope='module')
 def run(artifacts, tmp_path_factory):
-  """A trained model, what it was shown, the summary of its run."""
+  """A trained model, its editor, what it was shown, what its run told."""
   root = tmp_path_factory.mktemp('scale')
   for name, part in artifacts.items():
     save_artifact(root / name, name, part.config, part.params)
@@ -97,14 +97,15 @@ def run(artifacts, tmp_path_factory):
     # Eight emulated devices take many times as long.
     patch.setattr(sharding, 'make_mesh', one)
     summary = train(config, root / 'run', loader=Same(batch))
-  return root / 'run', pictures, prompts, summary
+  work = root / 'run'
+  # One size of batch: a program for each setting and no more.
+  return work, Editor.load(work, buckets=(ROWS,)), pictures, prompts, summary
 
 
 def test_training_overfits_a_handful_of_samples(run):
-  work, pictures, prompts, summary = run
+  work, editor, pictures, prompts, summary = run
   assert summary['compilations'] == 1
   assert (work / 'pictures').is_dir()
-  editor = Editor.load(work)
   assert editor.cfg.sample.ramp == 'sets'
   made = editor(
     list(pictures[0]), prompts, temperature=0.0, guidance=1.0, seed=0
@@ -118,8 +119,7 @@ def test_training_overfits_a_handful_of_samples(run):
 
 
 def test_guidance_and_the_null_text_change_the_result(run):
-  work, pictures, prompts, *_ = run
-  editor = Editor.load(work)
+  _, editor, pictures, prompts, _ = run
 
   def run(prompts, guidance):
     made = editor(
@@ -134,10 +134,11 @@ def test_guidance_and_the_null_text_change_the_result(run):
 
 
 def test_mixed_codes_give_another_picture(run):
-  work, pictures, prompts, *_ = run
-  editor = Editor.load(work)
+  _, editor, pictures, prompts, _ = run
   given = pictures[0, 0], prompts[0]
-  hot = dict(seed=1, temperature=5.0)  # it has learned to be sure of a code
+  hot = dict(
+    seed=1, guidance=1.0, temperature=5.0
+  )  # it has learned to be sure of a code
   first = editor(*given, **hot)[0]
   mixed = editor(*given, **hot, smooth=True)[0]
   assert np.any(np.asarray(first) != np.asarray(mixed))

@@ -7,10 +7,14 @@ from scar_jax.models.tokenizers import codebook
 KEY = jax.random.key(0)
 
 
+# Op by op would compile far more.
+update_usage = jax.jit(codebook.update_usage, static_argnums=5)
+
+
 def update(usage, ids, valid=None, window=4):
   ids = jnp.asarray(ids).reshape(len(ids), 1, -1)
   latent = jnp.stack([ids, -ids], -1).astype(jnp.float32)
-  return codebook.update_usage(usage, ids, latent, valid, KEY, window)
+  return update_usage(usage, ids, latent, valid, KEY, window)
 
 
 def test_counts_decay_and_idle_batches_add_up():
@@ -74,9 +78,10 @@ def test_kmeans_finds_separate_clusters():
   centres = np.array([[10, 0], [0, 10], [-10, 0]], np.float32)
   noise = np.random.default_rng(0).standard_normal((60, 2)) / 10
   pool = jnp.asarray(np.tile(centres, (20, 1)) + noise)
-  found = codebook.kmeans(pool, 3, 10, False, jax.random.key(2))
+  kmeans = jax.jit(codebook.kmeans, static_argnums=(1, 2, 3))
+  found = kmeans(pool, 3, 10, False, jax.random.key(2))
   gaps = np.linalg.norm(found[:, None] - centres, axis=-1).min(1)
   # Random starts may share a cluster, but every centre lies on one.
   assert (gaps < 3).all()
-  unit = codebook.kmeans(pool, 3, 2, True, jax.random.key(2))
+  unit = kmeans(pool, 3, 2, True, jax.random.key(2))
   np.testing.assert_allclose(np.linalg.norm(unit, axis=-1), 1, rtol=1e-5)

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,18 +32,23 @@ def test_patch_scores_and_sizes_of_the_reference():
 def test_initialisation_and_running_statistics():
   disc = PatchDiscriminator(ch=16, layers=1)
   x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-  variables = nn.unbox(disc.init(jax.random.key(0), x, train=True))
+  init = jax.jit(functools.partial(disc.init, train=True))
+  variables = nn.unbox(init(jax.random.key(0), x))
   kernel = variables['params']['conv_1']['kernel']
   np.testing.assert_allclose(kernel.std(), 0.02, rtol=0.05)
   scale = variables['params']['norm_1']['scale']
   assert 0.005 < np.std(scale) < 0.05
   np.testing.assert_allclose(np.mean(scale), 1.0, atol=0.02)
-  _, new = disc.apply(variables, x, train=True, mutable=['batch_stats'])
+  run = jax.jit(
+    functools.partial(disc.apply, mutable=['batch_stats']),
+    static_argnames='train',
+  )
+  _, new = run(variables, x, train=True)
   assert not np.array_equal(
     new['batch_stats']['norm_1']['mean'],
     variables['batch_stats']['norm_1']['mean'],
   )
-  _, kept = disc.apply(variables, x, train=False, mutable=['batch_stats'])
+  _, kept = run(variables, x, train=False)
   jax.tree.map(
     np.testing.assert_array_equal, kept['batch_stats'], variables['batch_stats']
   )

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,11 @@ TINY = MSVQConfig(
   codes=16, code_dim=4, patch_nums=(1, 3, 5), ch=8, ch_mult=(1,), res_blocks=1,
   groups=4, attn=False,
 )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=('method', 'cfg'))
+def _jitted(variables, method, *args, cfg):
+  return _apply(variables, method, *args, cfg=cfg)
 
 
 def _apply(variables, method, *args, cfg=CFG):
@@ -60,6 +66,23 @@ def _random_variables(cfg, seed=0):
   )
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _both_ways(variables, latent, cfg):
+  """Ids; sums at once and scale by scale; inputs at once and of the order."""
+  ids, partial = _apply(variables, 'quantize', latent, cfg=cfg)
+  inputs = _apply(variables, 'tokens_to_inputs', ids, cfg=cfg)
+
+  def add(k, total, ids):
+    return _apply(variables, 'accumulate', k, total, ids, cfg=cfg)
+
+  values = ScaleOrder(cfg.patch_nums).train_inputs(ids, None, add).values
+  total, sums = None, []
+  for k, part in enumerate(_apply(variables, 'split', ids, cfg=cfg)):
+    total, _ = add(k, total, part)
+    sums.append(total)
+  return ids, partial, jnp.stack(sums), inputs, values
+
+
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('sides', [(1, 3, 5), (2, 3, 4, 7), (4,)])
 def test_scale_by_scale_equals_all_at_once(sides, seed):
@@ -67,24 +90,7 @@ def test_scale_by_scale_equals_all_at_once(sides, seed):
   variables = _random_variables(cfg, seed)
   shape = (2, sides[-1], sides[-1], 4)
   latent = jax.random.normal(jax.random.key(seed), shape)
-
-  @jax.jit
-  def run(latent):
-    ids, partial = _apply(variables, 'quantize', latent, cfg=cfg)
-    inputs = _apply(variables, 'tokens_to_inputs', ids, cfg=cfg)
-
-    def add(k, total, ids):
-      return _apply(variables, 'accumulate', k, total, ids, cfg=cfg)
-
-    order = ScaleOrder(sides)
-    values = order.train_inputs(ids, None, add).values
-    total, sums = None, []
-    for k, part in enumerate(_apply(variables, 'split', ids, cfg=cfg)):
-      total, _ = add(k, total, part)
-      sums.append(total)
-    return ids, partial, jnp.stack(sums), inputs, values
-
-  ids, partial, sums, inputs, values = run(latent)
+  ids, partial, sums, inputs, values = _both_ways(variables, latent, cfg)
   assert ids.shape == (2, sum(p * p for p in sides))
   np.testing.assert_allclose(sums, partial, atol=1e-4)
   assert inputs.shape == (2, ids.shape[1] - sides[0] ** 2, 4)
@@ -128,7 +134,7 @@ def test_noisy_ids_are_those_of_what_the_noise_left_over():
       rngs={'noise': jax.random.key(4)},
     )
   )
-  plain = _apply(variables, 'encode', images, cfg=TINY)[0]
+  plain = _jitted(variables, 'encode', images, cfg=TINY)[0]
   for ids in encode(0.0):
     np.testing.assert_array_equal(ids, plain)
   ids, summed = encode(0.5)
@@ -136,7 +142,7 @@ def test_noisy_ids_are_those_of_what_the_noise_left_over():
   assert 0.08 < share.mean() < 0.3  # neighbours share many of the 16 codes
   assert share.max() < 0.75
   # By hand: the second scale, after the first codes that were really added.
-  raw = _apply(variables, 'features', images, cfg=TINY)
+  raw = _jitted(variables, 'features', images, cfg=TINY)
   first, _ = _apply(variables, 'accumulate', 0, None, summed[:, :1], cfg=TINY)
   rest = shrink(raw - first, 3)
   want = nearest_code(rest, variables['params']['codebook'])

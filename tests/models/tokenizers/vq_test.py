@@ -88,8 +88,9 @@ def test_a_local_encoder_sees_the_pixels_of_a_token_and_keeps_distances():
   cfg = dataclasses.replace(vq_config('tiny'), codes=64)
   model = VQModel(cfg)
   images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1)
-  params = nn.unbox(model.init(jax.random.key(0), images))
-  raw = np.asarray(model.apply(params, images, method='features'))
+  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), images))
+  features = jax.jit(lambda x: model.apply(params, x, method='features'))
+  raw = np.asarray(features(images))
   pixels = np.asarray(layers.space_to_depth(images, 4))
   latents, pixels = raw.reshape(32, -1), pixels.reshape(32, -1)
   gaps = [
@@ -97,7 +98,7 @@ def test_a_local_encoder_sees_the_pixels_of_a_token_and_keeps_distances():
   ]
   np.testing.assert_allclose(*gaps, atol=1e-4)
   other = images.at[0, 4:8, 8:12].add(0.5)
-  moved = np.abs(model.apply(params, other, method='features') - raw).max(-1)
+  moved = np.abs(features(other) - raw).max(-1)
   assert moved[0, 1, 2] > 0.1
   assert np.count_nonzero(moved) == 1
 
@@ -106,9 +107,10 @@ def test_a_local_model_starts_as_its_own_inverse():
   cfg = dataclasses.replace(vq_config('tiny'), codes=64)
   model = VQModel(cfg)
   images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1)
-  fresh = model.init(jax.random.key(0), images)['params']
+  fresh = jax.jit(model.init)(jax.random.key(0), images)['params']
   start = start_inverse(fresh)
   # Same tree, the logical axes included.
   assert jax.tree.structure(start) == jax.tree.structure(fresh)
-  unquantised = model.apply({'params': start}, images, mix=0.0).images
+  run = jax.jit(lambda x: model.apply({'params': start}, x, mix=0.0).images)
+  unquantised = run(images)
   np.testing.assert_allclose(unquantised, images, atol=1e-5)

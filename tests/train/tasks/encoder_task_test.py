@@ -36,19 +36,21 @@ def _task(model=MODEL, **loss):
   return encoder.make_task(config, {})
 
 
-def _params(task, batch):
-  init = jax.jit(task.init)
+@pytest.fixture(scope='module')
+def params(batch):
+  """Fresh ones; no weight of the loss changes them."""
+  init = jax.jit(_task().init)
   return sharding.unbox(init(jax.random.key(0), batch)['params'])
 
 
-def _loss(task, params, batch):
-  """Of training."""
+def _loss(task):
+  """Of training, for parameters and a batch."""
 
   @jax.jit
   def run(params, batch):
     return task.loss(params, {}, {}, batch, jax.random.key(1), True)
 
-  return run(params, batch)
+  return run
 
 
 def test_patches_are_row_major_and_invertible():
@@ -70,44 +72,43 @@ def test_unknown_labels_and_invalid_rows_do_not_count():
   assert (none[0], none[1]) == (0, 0)
 
 
-def test_loss_is_the_weighted_sum_and_ignores_padding(batch):
+def test_loss_is_the_weighted_sum_and_ignores_padding(batch, params):
   task = _task(visible=2.0, masked=0.5, label=0.1)
-  params = _params(task, batch)
-  loss, (m, _) = _loss(task, params, batch)
+  run = _loss(task)
+  loss, (m, _) = run(params, batch)
   want = 2 * m['visible'] + 0.5 * m['masked']
   want += 0.1 * (m['ce_group'] + m['ce_tone']) / 2
   np.testing.assert_allclose(loss, want, rtol=1e-6)
   other = {**batch, 'target': batch['target'].copy()}
   other['target'][5] = 0.3
-  again, _ = _loss(task, params, other)
+  again, _ = run(params, other)
   np.testing.assert_allclose(again, loss, rtol=1e-6)
 
 
-def test_conditions_add_rows_without_labels(batch):
-  params = _params(_task(), batch)
-  plain = _loss(_task(mask_max=0.0), params, batch)[1][0]
+def test_conditions_add_rows_without_labels(batch, params):
+  plain = _loss(_task(mask_max=0.0))(params, batch)[1][0]
   both = _task(mask_max=0.0, conditions=True)
-  more = _loss(both, params, batch)[1][0]
+  more = _loss(both)(params, batch)[1][0]
   np.testing.assert_allclose(more['ce_group'], plain['ce_group'], rtol=1e-6)
   assert abs(more['visible'] - plain['visible']) > 1e-3
   assert more['masked'] == 0
 
 
-def test_hidden_patches_reach_the_loss_only_as_truth(batch):
+def test_hidden_patches_reach_the_loss_only_as_truth(batch, params):
   # All hidden patches' pixels change: predictions must not.
   task = _task()
-  params = _params(task, batch)
   images = jnp.asarray(batch['target'])
   hidden = jnp.zeros((6, 4), bool).at[:, 2].set(True)
-  before = task.model.apply({'params': params}, images, hidden)
+  run = jax.jit(task.model.apply)
+  before = run({'params': params}, images, hidden)
   changed = images.at[:, 4:, :4].set(0.7)
-  after = task.model.apply({'params': params}, changed, hidden)
+  after = run({'params': params}, changed, hidden)
   jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
-def test_training_improves_pixels_and_labels(batch):
+def test_training_improves_pixels_and_labels(batch, params):
   task = _task(mask_max=0.3)
-  params, tx = _params(task, batch), optax.adam(1e-2)
+  tx = optax.adam(1e-2)
   key = jax.random.key(2)
 
   @jax.jit
@@ -127,22 +128,23 @@ def test_training_improves_pixels_and_labels(batch):
   assert seen[-1]['acc_tone'] == 1
 
 
-def test_artifact_is_the_encoder_alone(batch):
+def test_artifact_is_the_encoder_alone(batch, params):
   task = _task()
-  params = _params(task, batch)
   kind, cfg, exported = task.artifact(params, {})
   assert kind == 'encoder'
   assert set(exported) == {'network'}
   images = jnp.asarray(batch['target'])
-  features = SemanticEncoder(cfg).apply({'params': exported}, images)
+  encode = jax.jit(SemanticEncoder(cfg).apply)
+  features = encode({'params': exported}, images)
   assert features.shape == (6, 2, 2, 16)
-  want = task.model.apply({'params': params}, images)[0]
+  want = jax.jit(task.model.apply)({'params': params}, images)[0]
   np.testing.assert_allclose(features.reshape(6, 4, 16), want, rtol=1e-6)
 
 
-def test_pictures(batch):
+def test_pictures(batch, params):
   task = _task()
-  shown = task.pictures(_params(task, batch), {}, {}, batch, jax.random.key(0))
+  key = jax.random.key(0)
+  shown = jax.jit(task.pictures)(params, {}, {}, batch, key)
   assert set(shown) == {'target', 'half_hidden', 'seen'}
   assert {v.shape for v in shown.values()} == {(6, 8, 8, 3)}
   want = np.rint((batch['target'] + 1) * 127.5).astype(np.uint8)
@@ -161,9 +163,8 @@ def test_config():
   assert _task().cfg.normalize == 'pm1'
 
 
-def test_errors_name_what_is_accepted(batch):
+def test_errors_name_what_is_accepted(batch, params):
   task = _task(labels=(('mood', 3),))
-  params = _params(task, batch)
   with pytest.raises(ValueError, match='label_mood; the batch has condition'):
     task.loss(params, {}, {}, batch, jax.random.key(0), True)
   with pytest.raises(ValueError, match=r'mask_max=1\.0 hides everything'):

@@ -1,6 +1,7 @@
 """The tokenizer task with a multi-scale tokenizer."""
 
 import dataclasses
+import functools
 import types
 
 import flax.linen as nn
@@ -37,15 +38,21 @@ def batch_of(n=4):
   return {'target': images.repeat(4, 1).repeat(4, 2)}
 
 
-def variables_of(task, batch):
-  variables = nn.unbox(jax.jit(task.init)(jax.random.key(0), batch))
+@functools.cache
+def _fresh():
+  return nn.unbox(jax.jit(task_of().init)(jax.random.key(0), batch_of()))
+
+
+def variables_of():
+  """Parameters and the rest, which no weight of a loss changes."""
+  variables = dict(_fresh())
   return variables.pop('params'), variables
 
 
 def test_steps_lower_the_loss_and_fill_the_codebook():
   task, batch = task_of(vq_start=10, kmeans_iters=5, dead_after=10), batch_of(8)
   boxed = jax.eval_shape(task.init, jax.random.key(0), batch)['params']
-  params, extra = variables_of(task, batch)
+  params, extra = variables_of()
   optim = OptimConfig(lr=1e-2, weight_decay=0.0)
   tx = make_optimizer(optim, 80, boxed, task.labels(params))
   state = TrainState(
@@ -65,10 +72,11 @@ def test_steps_lower_the_loss_and_fill_the_codebook():
 
 def test_quantiser_terms_are_those_of_var():
   task, batch = task_of(codebook=1.0, commit=0.25), batch_of()
-  params, extra = variables_of(task, batch)
+  params, extra = variables_of()
   rng = jax.random.key(0)
-  _, (metrics, _) = task.loss(params, extra, {}, batch, rng, False)
-  out = task.model.apply({'params': params['vq']}, batch['target'])
+  loss = jax.jit(task.loss, static_argnums=5)  # op by op takes far longer
+  _, (metrics, _) = loss(params, extra, {}, batch, rng, False)
+  out = jax.jit(task.model.apply)({'params': params['vq']}, batch['target'])
   want = objectives.residual_loss(out.raw, out.partial)
   got = metrics['codebook'] + metrics['commit']
   np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -76,17 +84,22 @@ def test_quantiser_terms_are_those_of_var():
 
 def test_codes_start_from_residuals_of_unquantised_scales():
   task, batch = task_of(vq_start=3, kmeans_iters=3), batch_of(8)
-  params, extra = variables_of(task, batch)
+  params, extra = variables_of()
   loss = jax.jit(
     lambda extra: task.loss(
       params, extra, {}, batch, jax.random.key(0), train=True
     )
   )
   _, (_, extra) = loss(extra)
-  vq = {'params': params['vq']}
-  out = task.model.apply(vq, batch['target'], mix=0.0)
-  # What the first scale leaves over when it is not quantised.
-  added = task.model.apply(vq, 0, out.queries[:, :1], method='spread')
+
+  @jax.jit
+  def run(vq):
+    out = task.model.apply({'params': vq}, batch['target'], mix=0.0)
+    # What the first scale leaves over when it is not quantised.
+    first = out.queries[:, :1]
+    return out, task.model.apply({'params': vq}, 0, first, method='spread')
+
+  out, added = run(params['vq'])
   rest = shrink(out.raw - added, 2).reshape(8, 4, 4)
   np.testing.assert_allclose(out.queries[:, 1:5], rest, atol=1e-6)
 
@@ -106,7 +119,7 @@ def test_codes_start_from_residuals_of_unquantised_scales():
 
 def test_padding_rows_are_neither_counted_nor_lost_on():
   task, batch = task_of(), batch_of()
-  params, extra = variables_of(task, batch)
+  params, extra = variables_of()
   valid = jnp.array([True, True, False, False])
   loss = jax.jit(
     lambda b: task.loss(params, extra, {}, b, jax.random.key(0), True)
@@ -120,12 +133,13 @@ def test_padding_rows_are_neither_counted_nor_lost_on():
 
 def test_cut_samples_train_the_first_scales():
   plain, batch = task_of(), batch_of(64)
-  params, _ = variables_of(plain, batch)
+  params, _ = variables_of()
   cut = task_of(dataclasses.replace(TINY, scale_dropout=0.5))
   assert cut.cfg.scale_dropout == 0.5
   vq = {'params': params['vq']}
-  whole = plain.model.apply(vq, batch['target']).images
+  whole = jax.jit(plain.model.apply)(vq, batch['target']).images
 
+  @functools.partial(jax.jit, static_argnums=0)
   def run(deterministic):
     return cut.model.apply(
       vq,
@@ -141,13 +155,14 @@ def test_cut_samples_train_the_first_scales():
 
 def test_the_artifact_has_the_config_of_many_scales():
   task, batch = task_of(), batch_of()
-  params, extra = variables_of(task, batch)
+  params, extra = variables_of()
   kind, cfg, exported = task.artifact(params, extra)
   assert kind == 'tokenizer'
   assert isinstance(cfg, MSVQConfig)
   assert (cfg.patch, cfg.skip, cfg.image_size) == (2, True, 8)
   assert {'phi_0', 'phi_1', 'codebook'} <= set(exported)
-  shown = task.pictures(params, extra, {}, batch, jax.random.key(0))
+  key = jax.random.key(0)
+  shown = jax.jit(task.pictures)(params, extra, {}, batch, key)
   assert shown['reconstruction'].shape == (4, 8, 8, 3)
 
 

@@ -40,25 +40,24 @@ def gan():
   return task, batch, *variables_of(task, batch)
 
 
+@pytest.fixture(scope='module')
+def grads_of(gan):
+  return jax.jit(jax.value_and_grad(loss_of(gan[0]), has_aux=True))
+
+
 def loss_of(task, train=True):
   return lambda params, extra, batch: task.loss(
     params, extra, {}, batch, jax.random.key(2), train
   )
 
 
-def grads_of(task, params, extra, batch):
-  return jax.jit(jax.value_and_grad(loss_of(task), has_aux=True))(
-    params, extra, batch
-  )
-
-
-def test_each_player_has_its_group_and_only_its_own_gradient(gan):
+def test_each_player_has_its_group_and_only_its_own_gradient(gan, grads_of):
   task, batch, params, extra = gan
   extra = {**extra, 'codes': {**extra['codes'], 'step': jnp.int32(1)}}
   labels = task.labels(params)
   assert set(jax.tree.leaves(labels['vq'])) == {'main'}
   assert set(jax.tree.leaves(labels['disc'])) == {'discriminator'}
-  (_, (metrics, new)), grads = grads_of(task, params, extra, batch)
+  (_, (metrics, new)), grads = grads_of(params, extra, batch)
   assert metrics['gan_d'] > 0
   assert not np.array_equal(
     new['batch_stats']['norm_1']['mean'], extra['batch_stats']['norm_1']['mean']
@@ -66,7 +65,7 @@ def test_each_player_has_its_group_and_only_its_own_gradient(gan):
   # Without the adversarial weight the discriminator stands still, and the
   # decoder's gradient is another one.
   early = {**extra, 'codes': {**extra['codes'], 'step': jnp.int32(0)}}
-  (_, (metrics, _)), before = grads_of(task, params, early, batch)
+  (_, (metrics, _)), before = grads_of(params, early, batch)
   assert metrics['gan_d'] == 0
   assert not any(np.any(g) for g in jax.tree.leaves(before['disc']))
   # The last bias shifts real and made pictures alike: while no hinge is met
@@ -82,10 +81,10 @@ def test_each_player_has_its_group_and_only_its_own_gradient(gan):
   assert not np.allclose(a, b)
 
 
-def test_discriminator_gradient_is_that_of_its_hinge_alone(gan):
+def test_discriminator_gradient_is_that_of_its_hinge_alone(gan, grads_of):
   task, batch, params, extra = gan
   extra = {**extra, 'codes': {**extra['codes'], 'step': jnp.int32(1)}}
-  (_, (metrics, _)), grads = grads_of(task, params, extra, batch)
+  (_, (metrics, _)), grads = grads_of(params, extra, batch)
   made = jax.jit(task.model.apply)({'params': params['vq']}, batch['target'])
   fake = made.images
 
@@ -163,7 +162,8 @@ def test_artifact_holds_the_autoencoder_only(gan):
   assert set(exported) == {
     'encoder', 'decoder', 'quant_conv', 'post_quant_conv', 'codebook'
   }  # fmt: skip
-  pictures = task.pictures(params, extra, {}, batch, jax.random.key(0))
+  key = jax.random.key(0)
+  pictures = jax.jit(task.pictures)(params, extra, {}, batch, key)
   assert pictures['reconstruction'].dtype == jnp.uint8
   assert pictures['reconstruction'].shape == (4, 8, 8, 3)
 
