@@ -6,7 +6,7 @@ In: a function that does the work once. Out: seconds to compile and to run.
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,9 @@ def machine() -> dict[str, Any]:
 
 
 def measure(
-  work: dict[str, Callable[[], Any]], repeats: int
+  work: dict[str, Callable[[], Any]],
+  repeats: int,
+  pick: Callable[[Sequence[float]], float] = statistics.median,
 ) -> dict[str, tuple[float, float]]:
   """Seconds of each piece of work: (first call, median of later ones).
 
@@ -47,13 +49,14 @@ def measure(
   Args:
     work: name -> function whose result is waited for.
     repeats: calls of each after the first.
+    pick: which of the later calls counts, in place of the median.
   """
   first = {name: _seconds(call) for name, call in work.items()}
   later: dict[str, list[float]] = {name: [] for name in work}
   for _ in range(repeats):
     for name, call in work.items():
       later[name].append(_seconds(call))
-  return {name: (first[name], statistics.median(later[name])) for name in work}
+  return {name: (first[name], pick(later[name])) for name in work}
 
 
 def _seconds(call: Callable[[], Any]) -> float:
