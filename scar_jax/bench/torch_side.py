@@ -23,7 +23,7 @@ from scar_jax.models.scar_config import ScarConfig
 from scar_jax.train.optim import make_optimizer
 from scar_jax.train.state import TrainState, abstract_variables
 from scar_jax.train.step import make_step
-from scar_jax.train.tasks import Task, abstract
+from scar_jax.train.tasks import abstract
 from scar_jax.types import PyTree
 
 # Flag -> the public repository that its directory is a checkout of.
@@ -196,7 +196,7 @@ def still(model: ScarConfig) -> ScarConfig:
 
 
 def training_pair(
-  task: Task,
+  task: Any,
   params: PyTree,
   batch: dict[str, Any],
   model: Any,
@@ -206,7 +206,7 @@ def training_pair(
   """Forward, backward, clipping and AdamW, one step after the other.
 
   Args:
-    task: ours.
+    task: ours, a `train.tasks.Task`.
     params: the weights of `model`, converted; they are overwritten.
     batch: of `task`.
     model: the reference, in training mode.
@@ -254,7 +254,7 @@ class _OurSteps:
   """The trainer's own step, without its loop."""
 
   def __init__(
-    self, task: Task, params: PyTree, batch: dict[str, Any], optim: OptimConfig
+    self, task: Any, params: PyTree, batch: dict[str, Any], optim: OptimConfig
   ):
     boxed = abstract_variables(task, abstract(batch))
     tx = make_optimizer(optim, _STEPS, boxed['params'])

@@ -115,7 +115,7 @@ def run(args: Args) -> str:
   say(f'measuring {BENCHES[given.name]}')
   report = bench.run(given)
   shown = ', '.join(f'{k} {v}' for k, v in report.settings.items())
-  rows = {report.label(row): row for row in report.rows}
+  rows = report.table()
   print_table(rows, title=shown)
   if given.markdown:
     text = _markdown(rows, shown).encode()
