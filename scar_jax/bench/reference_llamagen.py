@@ -105,7 +105,7 @@ def sample(checkout: Checkout, size: str, setting: Setting) -> Pair:
     Sampler(Scar(found.model), _SAMPLER).run,
     {'params': params},
     make(label=jnp.asarray(label)),
-    np.arange(setting.batch),
+    jnp.arange(setting.batch),
   )
   theirs = functools.partial(
     no_grad,
