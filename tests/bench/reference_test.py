@@ -157,6 +157,7 @@ class Line:
     return jnp.sum((out - batch['y']) ** 2), ({}, extra)
 
 
+@pytest.mark.slow
 def test_training_steps_of_both_sides_are_the_same():
   torch = pytest.importorskip('torch')
   rng = np.random.default_rng(0)
