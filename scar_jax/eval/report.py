@@ -154,6 +154,8 @@ def _cell(value: Any) -> str:
   if value is None:
     return ''
   if isinstance(value, float | np.floating):
+    if 0 < abs(value) < 5e-4:
+      return f'{value:.1e}'
     return f'{value:.3f}' if abs(value) < 10 else f'{value:.1f}'
   return str(value)
 

@@ -45,7 +45,7 @@ def test_the_first_call_is_not_counted_and_the_median_is():
   ('words', 'message'),
   [
     (['order'], "bench 'order' is unknown. Did you mean 'orders'? Known: ord"),
-    ([], 'Known: orders, data, manifests, trained. Example'),
+    ([], 'Known: orders, data, manifests, trained, reference. Ex'),
     (['orders', '--size=x'], "model.size='x'; accepted: tiny, small"),
     (['orders', '--grid=2', '--sets=9'], 'num_sets=9 for 4 tokens'),
     (['orders', '--sets=a'], "--sets[0]='a' is not a whole number"),

@@ -58,8 +58,9 @@ def test_failed_write_keeps_the_old_file(tmp_path):
 
 def test_table():
   out = io.StringIO()
-  rows = {'new_edit': {'n': 200, 'tone_accuracy': 0.915}, 'other': {'n': 1}}
+  rows = {'new_edit': {'n': 200, 'tone_accuracy': 0.915}, 'other': {'n': 3e-6}}
   report.print_table(rows, 'scores', Console(file=out, width=80))
   assert 'tone accuracy' in out.getvalue()
   assert '0.915' in out.getvalue()
   assert '200' in out.getvalue()
+  assert '3.0e-06' in out.getvalue()

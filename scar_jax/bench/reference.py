@@ -1,0 +1,222 @@
+"""Speed beside the public PyTorch code: training, sampling, tokenizer, encoder.
+
+In: checkouts of the references. Out: a row for each work with the seconds of
+both sides, their ratio and the largest difference of their outputs. Weights are
+random and moved by our converter; inputs and cores are the same, float32, on
+the CPU; calls of both sides take turns in one process.
+"""
+
+import dataclasses
+import gc
+import importlib
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import logging
+
+from scar_jax.bench.timing import Report, machine, timed
+from scar_jax.bench.torch_side import CHECKOUTS, Checkout, Pair, Setting
+from scar_jax.config_values import nearest
+from scar_jax.extras import require
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What is done on both sides.
+
+  Attributes:
+    checkout: whose code it needs, a key of `CHECKOUTS`; the module of ours is
+      `reference_<checkout>.py`.
+    make: function of that module that makes the `Pair`.
+    size: of the model, as the reference names it.
+  """
+
+  checkout: str
+  make: str
+  size: str
+
+  @property
+  def module(self) -> Any:
+    """Ours, imported when it is needed."""
+    return importlib.import_module(f'scar_jax.bench.reference_{self.checkout}')
+
+
+# In the order of their size.
+WORKS = {
+  'vq16/encode': Work('llamagen', 'encode', 'VQ-16'),
+  'vq16/decode': Work('llamagen', 'decode', 'VQ-16'),
+  'dinov2-b/features': Work('dinov2', 'features', 'B'),
+  'llamagen-b/train': Work('llamagen', 'train', 'B'),
+  'llamagen-b/sample': Work('llamagen', 'sample', 'B'),
+  'var-d12/train': Work('var', 'train', '12'),
+  'var-d12/sample': Work('var', 'sample', '12'),
+  'llamagen-l/train': Work('llamagen', 'train', 'L'),
+  'llamagen-l/sample': Work('llamagen', 'sample', 'L'),
+  'var-d16/train': Work('var', 'train', '16'),
+  'var-d16/sample': Work('var', 'sample', '16'),
+}
+_SHOWN = (
+  *('ours_seconds', 'torch_seconds', 'torch_compile_seconds', 'ratio'),
+  *('cpu_ratio', 'max_abs_diff', 'error'),
+)
+
+
+def run(given: Any) -> Report:
+  """Measures; `given` are the flags of `scar bench`.
+
+  Raises:
+    ValueError: no checkout, one that cannot be imported, an unknown work, more
+      threads than cores, or no work at all that could be done.
+  """
+  works = _wanted(given)
+  checkouts = {w: Checkout(w, given[w].value) for w in CHECKOUTS}
+  torch = require('torch', 'bench')
+  threads = _hold(given.threads)
+  torch.set_num_threads(threads)
+  if jax.default_backend() != 'cpu':
+    raise ValueError(
+      f'JAX runs on {jax.default_backend()!r} and the references on the CPU; '
+      'accepted: cpu (set JAX_PLATFORMS=cpu)'
+    )
+  with warnings.catch_warnings():
+    # The references call what PyTorch has renamed since.
+    warnings.simplefilter('ignore')
+    for work in works.values():
+      for name in work.module.MODULES:
+        checkouts[work.checkout].load(name)
+    setting = Setting(given.batch, given.grid, given.compile, given.dropout)
+    rows = []
+    for name, work in works.items():
+      row = _row(work, checkouts[work.checkout], setting, given.repeats)
+      logging.info('%s: %s', name, row)
+      rows.append({'work': name, 'threads': threads, **row})
+  if all('error' in row for row in rows):
+    told = '; '.join(f'{row["work"]}: {row["error"]}' for row in rows)
+    raise ValueError(f'no work could be measured: {told}')
+  settings = {
+    **machine(),
+    'torch': torch.__version__,
+    'threads': threads,
+    'repeats': given.repeats,
+    **dataclasses.asdict(setting),
+  }
+  return Report(settings, rows, lambda row: row['work'], _SHOWN)
+
+
+def _wanted(given: Any) -> dict[str, Work]:
+  """The works asked for, or all whose checkout is there."""
+  names = given.work or list(WORKS)
+  for name in names:
+    if name not in WORKS:
+      raise ValueError(
+        f'--work={name!r}.{nearest(name, WORKS)} accepted: {", ".join(WORKS)}'
+      )
+    flag = WORKS[name].checkout
+    if given.work and not given[flag].value:
+      raise ValueError(
+        f'--work={name!r} without --{flag}; accepted: the directory of a '
+        f'checkout of {CHECKOUTS[flag]}'
+      )
+  works = {n: WORKS[n] for n in names if given[WORKS[n].checkout].value}
+  if not works:
+    flags = ', '.join(f'--{k}=DIR of {v}' for k, v in CHECKOUTS.items())
+    raise ValueError(f'no checkout of a reference is given; accepted: {flags}')
+  return works
+
+
+def _hold(threads: int | None) -> int:
+  """Keeps this process on so many cores; how many it has then.
+
+  JAX and PyTorch start as many threads as the cores that they find: with the
+  cores, neither can have more than the other.
+  """
+  if not hasattr(os, 'sched_setaffinity'):
+    cores = os.cpu_count() or 1
+    if threads not in (None, cores):
+      raise ValueError(
+        f'--threads={threads}, but this system cannot hold a process on some '
+        f'of its cores; accepted: {cores}'
+      )
+    return cores
+  cores = sorted(os.sched_getaffinity(0))
+  if threads is None or threads == len(cores):
+    return len(cores)
+  if threads > len(cores):
+    raise ValueError(
+      f'--threads={threads}; accepted: 1 to {len(cores)}, the cores of this '
+      'process'
+    )
+  os.sched_setaffinity(0, cores[:threads])
+  return threads
+
+
+def _row(
+  work: Work, checkout: Checkout, setting: Setting, repeats: int
+) -> dict[str, Any]:
+  """Figures of one work, or what went wrong: the others are still measured."""
+  try:
+    make = getattr(work.module, work.make)
+    return figures(make(checkout, work.size, setting), setting.batch, repeats)
+  except Exception as error:  # whatever the code of others may raise
+    logging.exception('%s failed', work)
+    return {'error': _told(error)}
+  finally:
+    # Two models and their moments: make room for the next ones.
+    gc.collect()
+    jax.clear_caches()
+
+
+def figures(pair: Pair, batch: int, repeats: int) -> dict[str, Any]:
+  """Compares the outputs of a pair, then measures it.
+
+  Args:
+    pair: see there.
+    batch: images of a call.
+    repeats: timed calls of each side; the fastest counts.
+  """
+  row: dict[str, Any] = {'batch': batch}
+  difference, compared = pair.differ()
+  calls = {'ours': pair.ours, 'torch': pair.theirs}
+  if pair.compiled is not None:
+    try:
+      pair.compiled()
+      calls['torch_compile'] = pair.compiled
+    except Exception as error:  # a compiler that this machine lacks
+      logging.exception('torch.compile failed')
+      row['torch_compile_error'] = _told(error)
+  best = _fastest(calls, repeats)
+  for name, (seconds, cpu) in best.items():
+    row |= {f'{name}_seconds': seconds, f'{name}_cpu_seconds': cpu}
+  for i, name in enumerate(('ratio', 'cpu_ratio')):
+    row[name] = best['torch'][i] / best['ours'][i]
+  if 'torch_compile' in best:
+    row['torch_compile_ratio'] = best['torch_compile'][0] / best['ours'][0]
+  row |= {'max_abs_diff': difference, 'compared': compared}
+  if hasattr(os, 'getloadavg'):
+    row['load'] = os.getloadavg()[0]
+  return row
+
+
+def _fastest(
+  calls: dict[str, Callable[[], Any]], repeats: int
+) -> dict[str, tuple[float, float]]:
+  """Of each call the least seconds, and the least of all cores together.
+
+  They take turns. What else runs on the machine only ever adds.
+  """
+  times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+  for _ in range(repeats):
+    for name, call in calls.items():
+      times[name].append(timed(call))
+  return {
+    name: (min(wall for wall, _ in some), min(cpu for _, cpu in some))
+    for name, some in times.items()
+  }
+
+
+def _told(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return f'{type(error).__name__}: {lines[0] if lines else ""}'

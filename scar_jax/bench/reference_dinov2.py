@@ -1,0 +1,57 @@
+"""DINOv2 beside ours: features of all patches.
+
+In: a checkout of facebookresearch/dinov2. Out: a `Pair` for each work of
+`reference.py`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scar_jax.bench.torch_side import (
+  Checkout,
+  Pair,
+  Setting,
+  forward_pair,
+  gap,
+  no_grad,
+  on_device,
+  shaken,
+  tensors,
+  to_torch,
+)
+from scar_jax.convert import dinov2
+from scar_jax.convert.parity_vq import nhwc
+from scar_jax.models.encoders.dinov2 import DINOv2
+
+_VIT = 'dinov2.models.vision_transformer'
+MODULES = (_VIT,)
+_PATCH, _TABLE = 14, 518  # pixels; the second is what positions are stored for
+_MAKERS = {'B': 'vit_base', 'L': 'vit_large'}
+
+
+def features(checkout: Checkout, size: str, setting: Setting) -> Pair:
+  """Class and patch tokens after the last norm."""
+  make: Any = getattr(checkout.load(_VIT), _MAKERS[size])
+  model = make(
+    img_size=_TABLE, patch_size=_PATCH, init_values=1.0, block_chunks=0
+  )
+  weights = tensors(shaken(model.eval()))
+  cfg = dinov2.detect(weights).network()
+  variables = {'params': on_device(dinov2.convert(cfg, weights))}
+  side = _PATCH * setting.grid
+  rng = np.random.default_rng(0)
+  images = rng.normal(size=(setting.batch, 3, side, side)).astype(np.float32)
+  apply = jax.jit(DINOv2(cfg).apply)
+  run: Any = functools.partial(apply, variables, jnp.asarray(nhwc(images)))
+  given = to_torch(images)
+
+  def differ() -> tuple[float, str]:
+    out, want = run(), no_grad(model.forward_features, given)
+    pairs = ((out.cls, 'x_norm_clstoken'), (out.patches, 'x_norm_patchtokens'))
+    return max(gap(ours, want[key].numpy()) for ours, key in pairs), 'features'
+
+  return forward_pair(run, model.forward_features, (given,), differ, setting)
