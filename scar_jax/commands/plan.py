@@ -42,8 +42,8 @@ def define(values: flags.FlagValues) -> None:
     flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool(
-    'quick', False, 'Compile with little effort: sooner, as good for memory and '
-    'FLOPs; times at best look worse.', flag_values=values,
+    'quick', False, 'Compile with little effort: sooner, and as good but for '
+    'times at best.', flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool(
     'search', False, 'Try meshes, microbatches and remat policies.',
