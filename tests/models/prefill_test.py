@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scar_jax import sharding
 from scar_jax.models import prefill
 from scar_jax.models.prefill import Compressor, PrefixConfig
 
@@ -145,3 +147,29 @@ def test_places_tell_equal_cells_apart():
   apart = np.linalg.norm(marked[0][:, None] - marked[0], axis=-1)
   assert apart[np.triu_indices(4, 1)].min() > 1
   np.testing.assert_allclose(np.std(marked - plain), 0.5, rtol=0.2)
+
+
+def test_convolutions_keep_to_the_rows_of_their_device():
+  """FSDP splits kernels; pictures must not be brought together for that."""
+  cfg = PrefixConfig(k=2, grid=(4, 4), width=64, out=8)
+  model, mesh = Compressor(cfg), sharding.make_mesh({'fsdp': 8})
+  x = jax.ShapeDtypeStruct(
+    (40, 4, 4, 64), jnp.float32, sharding=sharding.batch_sharding(mesh)
+  )
+
+  def loss(params, x):
+    compressed = model.apply(params, x, method='compress')
+    return (model.apply(params, compressed, method='restore') ** 2).sum()
+
+  boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 64)))
+  places = sharding.tree_shardings(boxed, mesh)
+  params = jax.tree.map(
+    lambda s, place: s.update(sharding=place), sharding.unbox(boxed), places
+  )
+  split = places['params']['restore']['conv_in']['kernel'].spec
+  assert split[-1] == 'fsdp'
+  with jax.set_mesh(mesh):
+    step = jax.jit(jax.grad(loss, (0, 1)), out_shardings=(places, x.sharding))
+    text = step.lower(params, x).compile().as_text()
+  assert 'f32[5,4,4,64]' in text
+  assert not re.findall(r'\[(?:\d,)?40,\d.*', text)
