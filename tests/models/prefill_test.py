@@ -161,7 +161,8 @@ def test_convolutions_keep_to_the_rows_of_their_device():
     compressed = model.apply(params, x, method='compress')
     return (model.apply(params, compressed, method='restore') ** 2).sum()
 
-  boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 64)))
+  one = jnp.zeros((1, 4, 4, 64))
+  boxed = jax.eval_shape(model.init, jax.random.key(0), one)
   places = sharding.tree_shardings(boxed, mesh)
   params = jax.tree.map(
     lambda s, place: s.update(sharding=place), sharding.unbox(boxed), places
