@@ -38,6 +38,7 @@ __all__ = [
   'crop',
   'decode',
   'decode_label',
+  'header_size',
   'letterbox',
   'letterbox_like',
   'load_image',
@@ -63,6 +64,9 @@ _ORIENTATION = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # height and width change places
+# Where Pillow keeps an orientation; it turns a TIFF by itself.
+_TURNS = ('exif', 'xmp', 'XML:com.adobe.xmp', 'Raw profile type exif')
 _LOSSY = frozenset(('JPEG', 'MPO', 'WEBP', 'AVIF', 'JPEG2000'))
 
 
@@ -116,6 +120,29 @@ def load_image(image: ImageLike, name: str = '') -> Loaded:
   except Exception as error:
     raise RecordError(name, f'cannot be decoded: {error}') from error
   return _read(opened, name)
+
+
+def header_size(image: ImageLike, name: str = '') -> tuple[int, int]:
+  """(height, width) that `decode` gives, from the header of a file alone.
+
+  Raises:
+    RecordError: missing, empty, or not an image.
+  """
+  name = name or _name(image)
+  if isinstance(image, np.ndarray):
+    return image.shape[0], image.shape[1]
+  path = isinstance(image, (str, os.PathLike))
+  # A path is opened, not read: most of a large file stays where it is.
+  try:
+    with Image.open(image if path else io.BytesIO(_content(image, name))) as op:
+      width, height = op.size
+      turned = op.format != 'TIFF' and any(word in op.info for word in _TURNS)
+      turn = op.getexif().get(274, 1) if turned else 1
+  except RecordError:
+    raise
+  except Exception as error:
+    raise RecordError(name, f'has no readable header: {error}') from error
+  return (width, height) if turn in _SIDEWAYS else (height, width)
 
 
 def decode_label(image: ImageLike, name: str = '') -> Int32[np.ndarray, 'H W']:
@@ -225,7 +252,7 @@ def _upright(image: Image.Image) -> Image.Image:
   if turn is None:
     return image
   image = image.transpose(turn)
-  for block in ('exif', 'xmp', 'XML:com.adobe.xmp', 'Raw profile type exif'):
+  for block in _TURNS:
     image.info.pop(block, None)  # it would turn the picture once more
   return image
 
