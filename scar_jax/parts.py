@@ -90,6 +90,8 @@ class EditorConfig:
         prefix compresses; names the step that does.
     """
     model, square = self.model, self.image_size
+    if size == (square, square):
+      return self
     wanted = [(model.grid[0], 1), (model.prefix.grid[0], model.prefix.step)]
     if model.prefix.compress == 'off':
       wanted = wanted[:1]
@@ -338,6 +340,18 @@ class Parts:
     return jax.lax.stop_gradient(
       self.text.apply({'params': frozen['text']}, _field(batch, 'text'), seen)
     )
+
+
+def parts_by_shape(
+  cfg: EditorConfig, configs: Mapping[str, Any]
+) -> dict[tuple[int, int], Parts]:
+  """(height, width) -> the networks for such pictures; the square is there.
+
+  Raises:
+    ValueError: see `EditorConfig.sized` and `Parts`.
+  """
+  shapes = dict.fromkeys(((cfg.image_size,) * 2, *cfg.shapes))
+  return {shape: Parts(cfg.sized(shape), configs) for shape in shapes}
 
 
 def _field(batch: Batch, name: str) -> Array:

@@ -130,18 +130,25 @@ def header_size(image: ImageLike, name: str = '') -> tuple[int, int]:
   """
   name = name or _name(image)
   if isinstance(image, np.ndarray):
+    if image.ndim < 2:
+      raise RecordError(name, f'array of shape {image.shape} is no picture')
     return image.shape[0], image.shape[1]
-  path = isinstance(image, (str, os.PathLike))
+  if isinstance(image, Image.Image):
+    return _upright_size(image)
   # A path is opened, not read: most of a large file stays where it is.
+  path = isinstance(image, (str, os.PathLike))
+  file = image if path else io.BytesIO(_content(image, name))
   try:
-    with Image.open(image if path else io.BytesIO(_content(image, name))) as op:
-      width, height = op.size
-      turned = op.format != 'TIFF' and any(word in op.info for word in _TURNS)
-      turn = op.getexif().get(274, 1) if turned else 1
-  except RecordError:
-    raise
+    with Image.open(file) as opened:
+      return _upright_size(opened)
   except Exception as error:
     raise RecordError(name, f'has no readable header: {error}') from error
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+  width, height = image.size
+  tagged = image.format != 'TIFF' and any(tag in image.info for tag in _TURNS)
+  turn = image.getexif().get(274, 1) if tagged else 1
   return (width, height) if turn in _SIDEWAYS else (height, width)
 
 

@@ -28,6 +28,7 @@ from scar_jax.parts import (
   EditorConfig,
   Parts,
   TextSetup,
+  parts_by_shape,
   sampler_config,
   to_uint8,
 )
@@ -129,7 +130,8 @@ class ScarTask:
     """
     self.editor = editor
     configs = {name: art.config for name, art in artifacts.items()}
-    self.parts = Parts(editor, configs)
+    self._of_shape = parts_by_shape(editor, configs)
+    self.parts = self._of_shape[(editor.image_size,) * 2]
     # The tokenizer stays: it draws pictures, and its codes are inputs.
     self.frozen = {
       name: art.params
@@ -138,9 +140,6 @@ class ScarTask:
     }
     self.stored = stored
     self.model = Scar(editor.model)
-    self._of_shape = {
-      size: Parts(editor.sized(size), configs) for size in editor.shapes
-    }
     self.tokens = editor.model.make_order().num_targets
     self.weights = loss
     self.stop_target_grad = stop_target_grad
@@ -152,7 +151,7 @@ class ScarTask:
     # Before training, not at the first picture.
     check_guidance(editor.model, split_scales(editor.sample)[1].guidance_mode)
     check_smooth(editor.model, editor.sample)
-    for parts in (self.parts, *self._of_shape.values()):
+    for parts in self._of_shape.values():
       sampling_order(parts.cfg.model, editor.sample)
 
   def init(self, rng: Array, batch: Batch) -> dict[str, PyTree]:
