@@ -327,8 +327,8 @@ class Editor:
 
     They are those for square pictures, as `inputs` makes them.
     """
-    parts = self._parts[(self.cfg.image_size,) * 2]
-    return parts, {'params': self._params}, self._frozen
+    square = self._parts[self.cfg.square]
+    return square, {'params': self._params}, self._frozen
 
   def inputs(
     self, image: ImageLike, prompt: str = '', label: int | None = None

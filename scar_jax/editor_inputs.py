@@ -92,7 +92,7 @@ def read(
   texts = _listed(prompts, (str,))
   numbers = _listed(labels, (int, np.integer))
   count = max(len(pictures), len(texts), len(numbers))
-  shapes = [(cfg.image_size,) * 2]
+  shapes = [cfg.square]
   if cfg.shapes and pictures:
     named = [(p, picture_name(p, i)) for i, p in enumerate(pictures)]
     sides = np.array([header_size(p, name) for p, name in named])

@@ -67,6 +67,11 @@ class EditorConfig:
   batch: int = 16
 
   @property
+  def square(self) -> tuple[int, int]:
+    """(height, width) of pictures without a shape of their own."""
+    return self.image_size, self.image_size
+
+  @property
   def needs(self) -> tuple[str, ...]:
     """Names of the frozen networks that the model runs with."""
     prefix, needs = self.model.prefix, ['tokenizer']
@@ -90,7 +95,7 @@ class EditorConfig:
         prefix compresses; names the step that does.
     """
     model, square = self.model, self.image_size
-    if size == (square, square):
+    if size == self.square:
       return self
     wanted = [(model.grid[0], 1), (model.prefix.grid[0], model.prefix.step)]
     if model.prefix.compress == 'off':
@@ -350,7 +355,7 @@ def parts_by_shape(
   Raises:
     ValueError: see `EditorConfig.sized` and `Parts`.
   """
-  shapes = dict.fromkeys(((cfg.image_size,) * 2, *cfg.shapes))
+  shapes = dict.fromkeys((cfg.square, *cfg.shapes))
   return {shape: Parts(cfg.sized(shape), configs) for shape in shapes}
 
 

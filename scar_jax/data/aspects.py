@@ -42,7 +42,8 @@ def bucket_sizes(
 
   Cropping a picture to a size of another ratio loses a share of it, a size of
   less area a share of the tokens. The size kept is that of the greatest product
-  of what is left of both, among those not above the area of the square.
+  of what is left of both, among those not above the area of the square; of
+  several, the one that cuts least.
 
   Args:
     aspects: ratios, see `read_ratio`.
@@ -81,10 +82,12 @@ def _cells(ratio: float, side: int) -> tuple[int, int]:
     return rows, columns
   most = side * side
 
-  def loss(shape: tuple[int, int]) -> tuple[float, int]:
+  def loss(shape: tuple[int, int]) -> tuple[float, float, int]:
     rows, columns = shape
     cut = abs(math.log(columns / rows / ratio))
-    return round(cut + math.log(most / (rows * columns)), 9), rows
+    unused = math.log(most / (rows * columns))
+    # More columns than the ratio asks for cut as much as they use.
+    return round(cut + unused, 9), round(cut, 9), rows
 
   choices = {
     (rows, min(max(columns, 1), most // rows))

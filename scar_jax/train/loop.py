@@ -168,6 +168,7 @@ def _prepare(
     abstract = abstract_with(shapes, places)
     run.step = Steps()
     for some in inputs.batches_of_sizes(run.loader, batch):
+      logging.info('for batches of %s', dict(shapes_of(some)))
       step = compile_step(made.step, abstract, run.frozen, some, places)
       describe_memory(step)
       run.step.add(some, step)

@@ -131,7 +131,7 @@ class ScarTask:
     self.editor = editor
     configs = {name: art.config for name, art in artifacts.items()}
     self._of_shape = parts_by_shape(editor, configs)
-    self.parts = self._of_shape[(editor.image_size,) * 2]
+    self.parts = self._of_shape[editor.square]
     # The tokenizer stays: it draws pictures, and its codes are inputs.
     self.frozen = {
       name: art.params
@@ -281,7 +281,10 @@ class ScarTask:
     return jax.tree_util.tree_map_with_path(label, params)
 
   def flops(self, batch: int) -> dict[str, float]:
-    """FLOPs of a step of `batch` images, by part; see `scar_jax.flops`."""
+    """FLOPs of a step of `batch` square images, by part; see `flops.py`.
+
+    Other shapes have at most as many tokens.
+    """
     return step_flops(
       self.editor.model,
       batch,
