@@ -126,7 +126,9 @@ def _buckets(data: Any, source: Any, workdir: epath.Path | None) -> Any:
   The file stays: a resumed run has the buckets that it began with.
   """
   from scar_jax.data import buckets
+  from scar_jax.data.records import sized
 
+  sized(source)  # else an error on every host, not on the one that looks
   found = None
   if workdir is None:
     found = buckets.survey_sizes(source)
