@@ -178,8 +178,10 @@ def test_requests_of_one_shape_are_made_together(tmp_path):
   assert drawn.pictures[0].shape == (4, 16, 3)
 
 
-@pytest.mark.parametrize('order', ['raster', 'random'])
-@pytest.mark.parametrize('compress', ['full', 'vq_pool', 'off'])
+@pytest.mark.parametrize(
+  ('order', 'compress'),
+  [('raster', 'full'), ('random', 'full'), ('raster', 'vq'), ('random', 'off')],
+)
 def test_all_losses_are_defined_for_every_shape(order, compress):
   fields = {'order__name': order, 'order__num_sets': 2}
   config = scar_config(
