@@ -20,6 +20,7 @@ from scar_jax.config_values import (
   read_section,
   unknown_name,
 )
+from scar_jax.data.aspects import check_aspects
 from scar_jax.data.geometry import FITS
 from scar_jax.filters import RAMPS, SCHEDULES
 from scar_jax.train.tasks import task_module
@@ -53,6 +54,8 @@ class DataConfig:
   cache: str = ''  # parquet: folder for unpacked row groups; '' is none
   batch: int = number(64, 1)  # global batch: images per optimiser step
   image_size: int = number(32, 1)  # pixels, square
+  aspects: tuple[str, ...] = ()  # width:height of batches; () is square crops
+  aspect_step: int = number(32, 1)  # pixels, of which their sides are multiples
   fit: str = choice('crop', *FITS)
   crop_ratio: float = number(1.0, 1.0)  # resized to so much more, then cropped
   flip: float = number(0.0, 0.0, 1.0)  # chance that a record is mirrored
@@ -316,7 +319,9 @@ def check(raw: Mapping[str, Any] | ConfigDict) -> Config:
     name: read_section(name, cls, values.get(name, {}))
     for name, cls in schema.items()
   }
-  return Config(**scalars, **built)
+  config = Config(**scalars, **built)
+  check_aspects(config)
+  return config
 
 
 def batch_per_device(

@@ -1,7 +1,8 @@
 """`Editor`: from a trained model's directory to pictures on request.
 
 In: a work directory or artifact of task 'scar'; any pictures and prompts. Out:
-pictures of the same sizes, at once or as they grow. Requests are padded to few
+pictures of the same sizes, at once or as they grow; drawn in the nearest of the
+shapes that the model was trained in. Requests are padded to few
 batch sizes, so that a process compiles few programs. The only public class; the
 commands `edit` and `sample`, the scores and the demo go through it.
 """
@@ -19,8 +20,8 @@ from jax.sharding import Mesh
 from scar_jax import editor_inputs, precision
 from scar_jax.artifacts import find_part, load_artifact
 from scar_jax.data.text import make_text
-from scar_jax.data.transforms import ImageLike, decode, letterbox, to_float
-from scar_jax.editor_inputs import Requests, pad, picture_name
+from scar_jax.data.transforms import ImageLike
+from scar_jax.editor_inputs import arrays, pad
 from scar_jax.editor_outputs import (
   Growth,
   as_output,
@@ -30,7 +31,7 @@ from scar_jax.editor_outputs import (
 )
 from scar_jax.filters import SamplerConfig, check_drawable
 from scar_jax.orders.random import Known
-from scar_jax.parts import EditorConfig, Parts, to_uint8
+from scar_jax.parts import EditorConfig, Parts, parts_by_shape, to_uint8
 from scar_jax.programs import Programs
 from scar_jax.sampling import make_sampler
 from scar_jax.sampling_steps import (
@@ -78,7 +79,7 @@ class Editor:
     """
     self.cfg, self.fingerprint = cfg, fingerprint
     self._params, self._frozen = params, dict(frozen)
-    self._parts = Parts(cfg, configs)
+    self._parts = parts_by_shape(cfg, configs)
     self._mesh = mesh
     ways = 1 if mesh is None else batch_ways(mesh)
     sizes = buckets or editor_inputs.buckets(cfg.batch, ways)
@@ -90,12 +91,14 @@ class Editor:
       )
     self.buckets = tuple(sorted(sizes))
     # What is exported for a mesh fits that mesh alone.
-    self.programs = Programs(self._parts, None if mesh else cache)
+    self.programs = Programs(None if mesh else cache)
     self._conditions = jax.jit(
-      lambda frozen, batch: self._parts.conditions(frozen, batch)[0]
+      lambda parts, *args: parts.conditions(*args)[0], static_argnums=0
     )
-    self._decode = jax.jit(lambda *args: to_uint8(self._parts.images(*args)))
-    self._tokens = jax.jit(self._parts.tokens)
+    self._decode = jax.jit(
+      lambda parts, *args: to_uint8(parts.images(*args)), static_argnums=0
+    )
+    self._tokens = jax.jit(Parts.tokens, static_argnums=0)
     kind = cfg.model.text.kind
     self._text = make_text(cfg.text) if kind in ('byte', 't5') else None
 
@@ -226,13 +229,14 @@ class Editor:
     made: dict[int, np.ndarray] = {}
     for rows, given in editor_inputs.batches(requests, most // copies):
       size = next(n for n in self.buckets if n >= len(rows))
-      batch, sources = self._batch(rows, requests, size)
+      batch, sources = arrays(requests, rows, size, self._text)
+      parts = self._parts[requests.shapes[rows[0]]]
       padded = pad(rows, size)
       for first in range(0, num_images, copies):
         # Of the last round some copies may be more than was asked for.
         turn = [min(first + c, num_images - 1) for c in range(copies)]
         some = [seeds[i * num_images + c] for i in padded for c in turn]
-        out, bad = self._run(batch, some, scales, static, copies, given)
+        out, bad = self._run(parts, batch, some, scales, static, copies, given)
         check_drawable(bad[: len(rows) * copies])
         for at, i in enumerate(rows):
           for c, number in enumerate(turn):
@@ -274,41 +278,43 @@ class Editor:
     if len(groups) > 1:
       raise ValueError(
         f'{requests.count} requests to stream; accepted: what one batch of '
-        f'{self.buckets[-1]} holds, with masks of like size'
+        f'{self.buckets[-1]} holds, of one shape, with masks of like size'
       )
     [(rows, given)] = groups
     size = next(n for n in self.buckets if n >= len(rows))
-    batch, sources = self._batch(rows, requests, size)
+    batch, sources = arrays(requests, rows, size, self._text)
+    parts = self._parts[requests.shapes[rows[0]]]
     padded = pad(rows, size)
     known = None
     if 'keep' in batch:
-      tokens = self._tokens(self._frozen, batch['condition'])
+      tokens = self._tokens(parts, self._frozen, batch['condition'])
       keep = batch.pop('keep')
       known = Known(tokens.reshape(keep.shape), keep, given)
     # Strengths are arguments of the compiled sampler, not part of its key.
     key = dataclasses.replace(
       split_scales(cfg)[1], guidance_mode=cfg.guidance_mode
     )
-    cells = self.cfg.model.grid[0] * self.cfg.model.grid[1]
-    below = batch.get('condition')
-    for out in make_sampler(self.cfg.model, key).stream(
+    grid, below = parts.cfg.model.grid, batch.get('condition')
+    for out in make_sampler(parts.cfg.model, key).stream(
       {'params': self._params},
-      self._conditions(self._frozen, batch),
+      self._conditions(parts, self._frozen, batch),
       jnp.asarray([seeds[i] for i in padded], jnp.uint32),
       cfg.guidance,
       cfg.guidance_image,
-      self._parts.accumulate(self._frozen),
+      parts.accumulate(self._frozen),
       known,
       cfg.temperature,
     ):
-      seen = np.asarray(self._decode(self._frozen, out.tokens, out.latent))
+      seen = np.asarray(
+        self._decode(parts, self._frozen, out.tokens, out.latent)
+      )
       assert out.done is not None
       done = np.asarray(out.done)
       if out.latent is None:
-        seen = covered(seen, done.reshape(-1, *self.cfg.model.grid), below)
+        seen = covered(seen, done.reshape(-1, *grid), below)
       yield Growth(
         int(done[0].sum()),
-        done.shape[1] if out.latent is not None else cells,
+        done.shape[1] if out.latent is not None else grid[0] * grid[1],
         [
           as_output(output, framed(seen[at], sources[at], *requests.frame(i)))
           for at, i in enumerate(rows)
@@ -317,16 +323,21 @@ class Editor:
 
   @property
   def networks(self) -> tuple[Parts, PyTree, Mapping[str, PyTree]]:
-    """The frozen networks, the model's variables, and their parameters."""
-    return self._parts, {'params': self._params}, self._frozen
+    """The frozen networks, the model's variables, and their parameters.
+
+    They are those for square pictures, as `inputs` makes them.
+    """
+    square = self._parts[self.cfg.square]
+    return square, {'params': self._params}, self._frozen
 
   def inputs(
     self, image: ImageLike, prompt: str = '', label: int | None = None
   ) -> Batch:
     """What the model sees of one request: one row of a training batch."""
     text = None if self._text is None else prompt
-    requests = editor_inputs.read(self.cfg, image, text, label, None)
-    return self._batch([0], requests, 1)[0]
+    square = dataclasses.replace(self.cfg, shapes=())
+    requests = editor_inputs.read(square, image, text, label, None)
+    return arrays(requests, [0], 1, self._text)[0]
 
   def _settings(self, given: Mapping[str, Any], masked: bool) -> SamplerConfig:
     known = {f.name for f in dataclasses.fields(SamplerConfig)}
@@ -346,38 +357,9 @@ class Editor:
     sampling_order(self.cfg.model, cfg, 0 if masked else None)
     return cfg
 
-  def _batch(
-    self, rows: Sequence[int], requests: Requests, size: int
-  ) -> tuple[dict[str, Any], list[np.ndarray | None]]:
-    """Arrays of one padded batch, and the pictures of its rows."""
-    batch: dict[str, Any] = {}
-    padded = pad(range(len(rows)), size)
-    sources: list[np.ndarray | None] = [None] * len(rows)
-    if requests.pictures:
-      decoded = [
-        decode(requests.pictures[i], picture_name(requests.pictures[i], i))
-        for i in rows
-      ]
-      sources = [*decoded]
-      canvas = self.cfg.image_size
-      fitted = [to_float(letterbox(x, canvas)[0]) for x in decoded]
-      batch['condition'] = np.stack([fitted[i] for i in padded])
-    if self._text is not None:
-      pairs = [
-        self._text.encode(requests.texts[i], f'prompt {i}') for i in rows
-      ]
-      batch['text'] = np.stack([pairs[i][0] for i in padded])
-      batch['text_mask'] = np.stack([pairs[i][1] for i in padded])
-    if requests.classes:
-      numbers = [requests.classes[rows[i]] for i in padded]
-      batch['label'] = np.asarray(numbers, np.int32)
-    if requests.cuts:
-      batch['keep'] = np.stack([requests.cuts[rows[i]].keep for i in padded])
-    return batch, sources
-
-  def _run(self, batch, seeds, scales, static, copies, given):
+  def _run(self, parts, batch, seeds, scales, static, copies, given):
     seeds = np.asarray(seeds, np.uint32)
-    args = self._params, self._frozen
+    args = parts, self._params, self._frozen
     if self._mesh is None:
       out, bad = self.programs(
         *args, batch, seeds, scales, static, copies, given

@@ -15,10 +15,16 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from scar_jax.annotate import make_annotator
+from scar_jax.data.aspects import Shape, nearest_bucket
 from scar_jax.data.controls import FROM_PHOTO, KINDS, canny, line_art
-from scar_jax.data.geometry import Box, letterbox_box
+from scar_jax.data.geometry import Box, Size, letterbox_box
 from scar_jax.data.masks import decode_mask, known_cells
-from scar_jax.data.transforms import decode, letterbox
+from scar_jax.data.transforms import (
+  decode,
+  header_size,
+  letterbox,
+  to_float,
+)
 from scar_jax.orders.random import given_tokens
 from scar_jax.parts import EditorConfig
 
@@ -44,6 +50,7 @@ class Requests:
     classes: labels.
     cuts: of the masks.
     boxes: of photos whose maps are the pictures.
+    shapes: (height, width) of the canvas that each is made on.
   """
 
   count: int
@@ -52,6 +59,7 @@ class Requests:
   classes: list[int]
   cuts: list[Cut]
   boxes: list[Box]
+  shapes: list[Shape]
 
   def frame(self, i: int) -> tuple[Box | None, Bool[np.ndarray, 'H W'] | None]:
     """Box and mask of request i, as `editor_outputs.framed` takes them."""
@@ -84,10 +92,16 @@ def read(
   texts = _listed(prompts, (str,))
   numbers = _listed(labels, (int, np.integer))
   count = max(len(pictures), len(texts), len(numbers))
+  shapes = [cfg.square]
+  if cfg.shapes and pictures:
+    named = [(p, picture_name(p, i)) for i, p in enumerate(pictures)]
+    sides = np.array([header_size(p, name) for p, name in named])
+    shapes = [cfg.shapes[n] for n in nearest_bucket(cfg.shapes, sides)]
+  shapes = shapes * count if len(shapes) == 1 else shapes
   if control is not None:
     drawn = [
-      control_map(control, p, cfg.image_size, weights, picture_name(p, i))
-      for i, p in enumerate(pictures)
+      control_map(control, p, shape, weights, picture_name(p, i))
+      for i, (p, shape) in enumerate(zip(pictures, shapes, strict=False))
     ]
     pictures = [made for made, _ in drawn]
     boxes = _spread(cfg, 'images', [box for _, box in drawn], count)
@@ -97,9 +111,9 @@ def read(
   cuts: list[Cut] = []
   if masks is not None:
     listed = _spread(cfg, 'masks', _listed(masks, SINGLE), count)
-    pictures, cuts = _cut(cfg, pictures, listed)
+    pictures, cuts = _cut(cfg, pictures, listed, shapes)
   texts = _spread(cfg, 'prompts', texts, count)
-  return Requests(count, pictures, texts, classes, cuts, boxes)
+  return Requests(count, pictures, texts, classes, cuts, boxes, shapes)
 
 
 def read_seeds(seed: int | Sequence[int], count: int) -> list[int]:
@@ -120,7 +134,7 @@ def read_seeds(seed: int | Sequence[int], count: int) -> list[int]:
 
 
 def control_map(
-  kind: str, image: Any, size: int, weights: str | None = None, name: str = ''
+  kind: str, image: Any, size: Size, weights: str | None = None, name: str = ''
 ) -> tuple[UInt8[np.ndarray, 'h w 3'], Box]:
   """The map of a photo, on the model's canvas, and the box that it fills.
 
@@ -130,7 +144,7 @@ def control_map(
   Args:
     kind: of `data.controls.FROM_PHOTO`.
     image: photo.
-    size: of the canvas, pixels.
+    size: of the canvas, a side or (height, width), pixels.
     weights: see `annotate.make_annotator`.
     name: of the photo, for messages.
 
@@ -153,20 +167,56 @@ def control_map(
 def batches(requests: Requests, size: int) -> list[tuple[list[int], int]]:
   """Rows made together, and how many known tokens they start with.
 
-  Requests share a batch only if they start alike: so none depends on another.
+  Requests share a batch only if they have one shape and start alike: so none
+  depends on another.
   """
-  groups: dict[int, list[int]] = {}
+  groups: dict[tuple[Shape, int], list[int]] = {}
   for i in range(requests.count):
     given = 0
     if requests.cuts:
       keep = requests.cuts[i].keep
       given = given_tokens(int(keep.sum()), len(keep))
-    groups.setdefault(given, []).append(i)
+    groups.setdefault((requests.shapes[i], given), []).append(i)
   return [
     (some[start : start + size], given)
-    for given, some in groups.items()
+    for (_, given), some in groups.items()
     for start in range(0, len(some), size)
   ]
+
+
+def arrays(
+  requests: Requests, rows: Sequence[int], size: int, text: Any
+) -> tuple[dict[str, Any], list[np.ndarray | None]]:
+  """Arrays of one padded batch, and the pictures of its rows.
+
+  Args:
+    requests: all of them.
+    rows: those of the batch, of one shape.
+    size: of the batch.
+    text: encoder of prompts, None without.
+  """
+  batch: dict[str, Any] = {}
+  padded = pad(range(len(rows)), size)
+  sources: list[np.ndarray | None] = [None] * len(rows)
+  if requests.pictures:
+    decoded = [
+      decode(requests.pictures[i], picture_name(requests.pictures[i], i))
+      for i in rows
+    ]
+    sources = [*decoded]
+    canvas = requests.shapes[rows[0]]
+    fitted = [to_float(letterbox(x, canvas)[0]) for x in decoded]
+    batch['condition'] = np.stack([fitted[i] for i in padded])
+  if text is not None:
+    pairs = [text.encode(requests.texts[i], f'prompt {i}') for i in rows]
+    batch['text'] = np.stack([pairs[i][0] for i in padded])
+    batch['text_mask'] = np.stack([pairs[i][1] for i in padded])
+  if requests.classes:
+    numbers = [requests.classes[rows[i]] for i in padded]
+    batch['label'] = np.asarray(numbers, np.int32)
+  if requests.cuts:
+    batch['keep'] = np.stack([requests.cuts[rows[i]].keep for i in padded])
+  return batch, sources
 
 
 def pad(rows: Sequence[int], size: int) -> list[int]:
@@ -201,16 +251,17 @@ def _listed(values: Any, single: tuple[type, ...]) -> list:
 
 
 def _cut(
-  cfg: EditorConfig, pictures: list, masks: list
+  cfg: EditorConfig, pictures: list, masks: list, shapes: list[Shape]
 ) -> tuple[list, list[Cut]]:
-  """Decoded pictures, and what to keep of each."""
+  """Decoded pictures, and what to keep of each on its canvas."""
   if not pictures:
     raise ValueError('masks without images; accepted: one image for each')
   arrays = [decode(p, picture_name(p, i)) for i, p in enumerate(pictures)]
-  grid, cuts = cfg.model.grid, []
+  cuts = []
   for i, (array, mask) in enumerate(zip(arrays, masks, strict=True)):
     new = decode_mask(mask, array.shape[:2], picture_name(mask, i, 'mask'))
-    box = letterbox_box(array.shape[:2], cfg.image_size)
+    box = letterbox_box(array.shape[:2], shapes[i])
+    grid = cfg.sized(shapes[i]).model.grid
     cuts.append(Cut(new, known_cells(new, box, grid).reshape(-1)))
   return arrays, cuts
 

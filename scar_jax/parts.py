@@ -6,6 +6,7 @@ sampling and scoring share them. Called by `train/tasks/scar.py`, `editor.py`.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,8 @@ class EditorConfig:
     model: the trained model.
     sample: default sampler settings.
     text: how prompts are tokenized.
-    image_size: pixels, square.
+    image_size: pixels, square; of pictures without a shape of their own.
+    shapes: (height, width) that it was trained in; () is the square.
     tokenizer: artifact directory, as given in training.
     encoder: the same for the semantic encoder; '' if unused.
     text_encoder: the same for a frozen T5; '' if unused.
@@ -56,12 +58,18 @@ class EditorConfig:
   sample: SamplerConfig = SamplerConfig()
   text: TextSetup = TextSetup()
   image_size: int = 32
+  shapes: tuple[tuple[int, int], ...] = ()
   tokenizer: str = ''
   encoder: str = ''
   text_encoder: str = ''
   encoder_dtype: str = ''
   text_dtype: str = ''
   batch: int = 16
+
+  @property
+  def square(self) -> tuple[int, int]:
+    """(height, width) of pictures without a shape of their own."""
+    return self.image_size, self.image_size
 
   @property
   def needs(self) -> tuple[str, ...]:
@@ -72,6 +80,44 @@ class EditorConfig:
     if self.model.text.kind == 't5':
       needs.append('text')
     return tuple(needs)
+
+  def sized(self, size: tuple[int, int]) -> 'EditorConfig':
+    """The same networks on pictures of another shape.
+
+    Tokens and features stay as dense as in the square, so that both see the
+    picture undistorted; no parameter depends on their number.
+
+    Args:
+      size: (height, width), pixels.
+
+    Raises:
+      ValueError: sides that do not give whole tokens, or features that the
+        prefix compresses; names the step that does.
+    """
+    model, square = self.model, self.image_size
+    if size == self.square:
+      return self
+    wanted = [(model.grid[0], 1), (model.prefix.grid[0], model.prefix.step)]
+    if model.prefix.compress == 'off':
+      wanted = wanted[:1]
+    # The shortest side that is a whole number of both, in their square.
+    units = [square * k // math.gcd(square * k, cells) for cells, k in wanted]
+    if any(side % unit for side in size for unit in units):
+      raise ValueError(
+        f'a picture of {size[0]}x{size[1]} pixels (height x width) does not '
+        'hold whole tokens and whole blocks of features; accepted: sides that '
+        f'are multiples of {math.lcm(*units)} (set --config.data.aspect_step)'
+      )
+
+    def grid(square_grid: tuple[int, int]) -> tuple[int, int]:
+      return (
+        square_grid[0] * size[0] // square,
+        square_grid[1] * size[1] // square,
+      )
+
+    prefix = dataclasses.replace(model.prefix, grid=grid(model.prefix.grid))
+    model = dataclasses.replace(model, grid=grid(model.grid), prefix=prefix)
+    return dataclasses.replace(self, model=model)
 
   def retyped(self, name: str, artifact: Any) -> Any:
     """The artifact of a frozen network, in the type that it is used in.
@@ -280,7 +326,10 @@ class Parts:
     if align:  # one pass for both
       images = jnp.concatenate([images, _field(batch, 'target')])
     params = {'params': frozen['encoder']}
-    both = jax.lax.stop_gradient(self.encoder.apply(params, images))
+    grid = self.cfg.model.prefix.grid
+    if grid[0] == grid[1]:
+      grid = None  # the encoder's own; one of another size would be told
+    both = jax.lax.stop_gradient(self.encoder.apply(params, images, grid))
     return both[:count], both[count:] if align else None
 
   def _text(
@@ -296,6 +345,18 @@ class Parts:
     return jax.lax.stop_gradient(
       self.text.apply({'params': frozen['text']}, _field(batch, 'text'), seen)
     )
+
+
+def parts_by_shape(
+  cfg: EditorConfig, configs: Mapping[str, Any]
+) -> dict[tuple[int, int], Parts]:
+  """(height, width) -> the networks for such pictures; the square is there.
+
+  Raises:
+    ValueError: see `EditorConfig.sized` and `Parts`.
+  """
+  shapes = dict.fromkeys((cfg.square, *cfg.shapes))
+  return {shape: Parts(cfg.sized(shape), configs) for shape in shapes}
 
 
 def _field(batch: Batch, name: str) -> Array:

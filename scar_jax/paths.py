@@ -50,11 +50,16 @@ def cache_dir(path: str = '') -> pathlib.Path:
 
 def write_text(path: epath.Path, text: str) -> None:
   """Writes a file whole or not at all."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.Path, content: bytes) -> None:
+  """Writes a file whole or not at all."""
   if is_remote(path):
-    path.write_text(text)
+    path.write_bytes(content)
     return
   part = path.with_name(f'{path.name}.part')
-  part.write_text(text)
+  part.write_bytes(content)
   part.replace(path)
 
 

@@ -342,6 +342,11 @@ def _check(config: Any, wanted: Wanted) -> None:
       'source. Store each part by itself, and mix the caches: '
       "data.mixture=({'source': 'cache', 'path': 'a'}, ...)"
     )
+  if config.data.aspects:
+    raise ValueError(
+      f'data.aspects={",".join(config.data.aspects)}: the rows of a cache have '
+      'one shape; accepted: square crops (set --config.data.aspects=)'
+    )
   if config.order.name == 'scale' and config.model.token_noise:
     raise ValueError(
       f'model.token_noise={config.model.token_noise} in the scale order draws '

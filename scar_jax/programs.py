@@ -41,21 +41,19 @@ class Programs:
     read: how many came from the folder.
   """
 
-  def __init__(
-    self, parts: Parts, folder: str | os.PathLike[str] | None = None
-  ):
+  def __init__(self, folder: str | os.PathLike[str] | None = None):
     """No program yet.
 
     Args:
-      parts: the networks.
       folder: where programs are kept; None keeps none.
     """
-    self._parts, self.traced, self.read = parts, 0, 0
+    self.traced = self.read = 0
     self._folder = None if folder is None else pathlib.Path(folder)
     self._ready: dict[Any, Callable[..., Any]] = {}
 
   def __call__(
     self,
+    parts: Parts,
     params: PyTree,
     frozen: Mapping[str, PyTree],
     batch: Batch,
@@ -68,6 +66,7 @@ class Programs:
     """Makes the pictures of one padded batch.
 
     Args:
+      parts: the networks, for pictures of this shape.
       params: of the model.
       frozen: of the other networks.
       batch: fields of B / copies requests; with `keep` [B / copies, N] the
@@ -81,28 +80,30 @@ class Programs:
     Returns:
       Pictures, and which of them come from numbers that are not finite.
     """
-    fields = self._run('conditions', (), (frozen,), (batch,))
+    run = functools.partial(self._run, parts)
+    fields = run('conditions', (), (frozen,), (batch,))
     static = (cfg, copies, given)
-    made = self._run(
-      'sample', static, (params, frozen), (fields, seeds, scales)
-    )
+    made = run('sample', static, (params, frozen), (fields, seeds, scales))
     bad = made.pop('bad')
-    images, broken = self._run('decode', (), (frozen,), (made,))
+    images, broken = run('decode', (), (frozen,), (made,))
     return images, bad | broken
 
-  def _conditions(self, frozen: Any, batch: Batch) -> dict[str, Array]:
+  def _conditions(
+    self, parts: Parts, frozen: Any, batch: Batch
+  ) -> dict[str, Array]:
     """What the sampler needs of a batch, without what is absent."""
-    cond = self._parts.conditions(frozen, batch)[0]
+    cond = parts.conditions(frozen, batch)[0]
     fields = {f.name: getattr(cond, f.name) for f in dataclasses.fields(cond)}
     fields = {name: x for name, x in fields.items() if x is not None}
     if 'keep' in batch:
-      tokens = self._parts.tokens(frozen, jnp.asarray(batch['condition']))
+      tokens = parts.tokens(frozen, jnp.asarray(batch['condition']))
       fields['keep'] = jnp.asarray(batch['keep'])
       fields['known'] = tokens.reshape(fields['keep'].shape)
     return fields
 
   def _sample(
     self,
+    parts: Parts,
     cfg: SamplerConfig,
     copies: int,
     given: int,
@@ -118,25 +119,28 @@ class Programs:
       pair = (fields.pop(name) for name in ('known', 'keep'))
       known = Known(*(jnp.repeat(x, copies, axis=0) for x in pair), given)
     made = generate(
-      Scar(self._parts.cfg.model),
+      Scar(parts.cfg.model),
       {'params': params},
       Conditions(**fields),
       seeds,
       scales,
       cfg,
-      accumulate=self._parts.accumulate(frozen),
+      accumulate=parts.accumulate(frozen),
       known=known,
       copies=copies,
     )
     latent = {} if made.latent is None else {'latent': made.latent}
     return {'tokens': made.tokens, 'bad': made.bad, **latent}
 
-  def _decode(self, frozen: Any, made: dict[str, Array]) -> tuple[Array, Array]:
-    images = self._parts.images(frozen, made['tokens'], made.get('latent'))
+  def _decode(
+    self, parts: Parts, frozen: Any, made: dict[str, Array]
+  ) -> tuple[Array, Array]:
+    images = parts.images(frozen, made['tokens'], made.get('latent'))
     return to_uint8(images), ~jnp.isfinite(images).all(axis=(1, 2, 3))
 
   def _run(
     self,
+    parts: Parts,
     step: str,
     static: tuple[Any, ...],
     networks: tuple[PyTree, ...],
@@ -144,17 +148,17 @@ class Programs:
   ) -> Any:
     # The shapes of the networks never change.
     shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), arrays)
-    key = (step, static, repr(shapes))
+    key = (parts, step, static, repr(shapes))
     if key not in self._ready:
-      self._ready[key] = self._make(step, static, (*networks, *arrays))
+      self._ready[key] = self._make(parts, step, static, (*networks, *arrays))
     return self._ready[key](*networks, *arrays)
 
   def _make(
-    self, step: str, static: tuple[Any, ...], args: Any
+    self, parts: Parts, step: str, static: tuple[Any, ...], args: Any
   ) -> Callable[..., Any]:
     path = None
     if self._folder is not None:
-      path = self._folder / f'{step}-{self._name(static, args)}.jax'
+      path = self._folder / f'{step}-{_name(parts, static, args)}.jax'
     if path is not None and path.exists():
       try:
         kept = export.deserialize(bytearray(path.read_bytes()))
@@ -162,7 +166,9 @@ class Programs:
         return jax.jit(kept.call)
       except Exception as error:  # of many kinds, by version of JAX
         logging.warning('%s cannot be used, tracing again: %s', path, error)
-    jitted = jax.jit(functools.partial(getattr(self, f'_{step}'), *static))
+    jitted = jax.jit(
+      functools.partial(getattr(self, f'_{step}'), parts, *static)
+    )
     self.traced += 1
     if path is None:
       return jitted
@@ -171,12 +177,13 @@ class Programs:
     # The exported one, so that its compiled form serves the next process too.
     return jax.jit(exported.call)
 
-  def _name(self, static: tuple[Any, ...], args: Any) -> str:
-    """All that shapes a program, as twenty hex digits."""
-    shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), args)
-    own = self._parts.cfg, self._parts.configs
-    told = (static, shapes, jax.tree.structure(args), own, _here())
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:20]
+
+def _name(parts: Parts, static: tuple[Any, ...], args: Any) -> str:
+  """All that shapes a program, as twenty hex digits."""
+  shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), args)
+  own = parts.cfg, parts.configs
+  told = (static, shapes, jax.tree.structure(args), own, _here())
+  return hashlib.sha256(repr(told).encode()).hexdigest()[:20]
 
 
 @functools.cache

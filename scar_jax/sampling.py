@@ -234,7 +234,7 @@ class Sampler:
     ).tokens
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def make_sampler(cfg: ScarConfig, sampler: SamplerConfig) -> Sampler:
   """A shared compiled sampler of one model and setting."""
   return Sampler(Scar(cfg), sampler)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from scar_jax.data.badrecords import BadRecord
+from scar_jax.data.buckets import Buckets
 from scar_jax.data.geometry import fit_pictures, to_float
 from scar_jax.data.mixture import Mixture
 from scar_jax.data.order import mixed_at, mixed_epochs, records_at
@@ -149,7 +150,11 @@ class CachedBatches(Stream):
 
 @dataclasses.dataclass(frozen=True)
 class Batches(Stream):
-  """Rows made of pictures, each time anew; see `pipeline.make_loader`."""
+  """Rows made of pictures, each time anew; see `pipeline.make_loader`.
+
+  With buckets all rows of a batch have one size, the same on every host, since
+  it follows from the place.
+  """
 
   text: Text | None
   size: tuple[int, int]
@@ -159,6 +164,18 @@ class Batches(Stream):
   fit: str
   classes: int
   columns: tuple[str, ...]
+  buckets: Buckets | None = None
+
+  def load(self, start: int, k: int) -> tuple[Batch, list[BadRecord]]:
+    """The k-th batch from sample `start` on, and its bad records."""
+    if self.buckets is None:
+      return super().load(start, k)
+    # After a change of the batch size the start may lie within a batch.
+    number = -(-start // self.batch) + k
+    size, records = self.buckets.batch(number, self.batch, self.seed)
+    rows = np.asarray(self.rows, np.int64)
+    of_size = dataclasses.replace(self, size=size, buckets=None)
+    return of_size.at(number * self.batch + rows, records[rows])
 
   def _empty(self, n: int) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {

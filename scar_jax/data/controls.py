@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Int, Num, UInt8
 
-from scar_jax.data.records import Record, RecordError, Source
+from scar_jax.data.records import Record, RecordError, Source, sized
 from scar_jax.data.transforms import (
   ImageLike,
   decode,
@@ -245,6 +245,10 @@ class Controlled:
       f'{k} ({"stored" if self._has_maps(k) else "drawn"})' for k in self.kinds
     ]
     return f'{self.source.describe()}; control {", ".join(places)}'
+
+  def size(self, i: int) -> tuple[int, int]:
+    """(height, width) of the target of record `i`."""
+    return sized(self.source).size(i)
 
   def load(self, i: int, rng: np.random.Generator | None = None) -> Record:
     """Record `i`; without a generator the kinds take turns.

@@ -25,9 +25,11 @@ from scar_jax.data.text import find_vocab
 FORMAT = 1
 MANIFEST = 'manifest.json'
 FAILED = 'failed.jsonl'
-# Fields of `data` that change no row. A mixture is made of caches.
+# Fields of `data` that change no row. A mixture is made of caches, and no cache
+# of several shapes.
 _NO_CONTENT = (
   *('mixture', 'batch', 'workers', 'strict', 'max_bad_share', 'cache'),
+  *('aspects', 'aspect_step'),
 )
 # Fields that training from the cache must have as its maker had them.
 _CHECKED = (

@@ -6,6 +6,7 @@ any batch size, read the same stream from any place. Each epoch is another
 permutation, and no table is kept.
 """
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ _ROUNDS = 8
 # Places over which a mixture has exactly its shares; decimal weights are exact.
 MIX_BLOCK = 1000
 _MIX = 0x6D6978  # sets the order of blocks apart from that of records
+_GROUPS = 0x677270  # and that of batches
 
 
 def records_at(
@@ -110,6 +112,49 @@ def mixed_epochs(
   """How often the part at each place of `mixed_at` was read whole before."""
   parts, own = _own_places(places, shares, seed)
   return own // np.asarray(counts, np.int64)[parts]
+
+
+def batch_of_group(
+  number: int, counts: Sequence[int], batch: int, seed: int
+) -> tuple[int, Int64[np.ndarray, ' batch']]:
+  """The group that a global batch is made of, and its places there.
+
+  Every group runs through an endless stream of its own (`records_at` with its
+  count), which is cut into batches: none is left over at the end of an epoch,
+  and a record comes again only when all of its group have come. Epoch e of the
+  whole has the batches of each group that begin in epoch e of the group, in an
+  order drawn for it: groups keep pace to a batch, however small they are.
+
+  Args:
+    number: of the batch, >= 0.
+    counts: records of each group; one at least is above 0.
+    batch: records of a batch.
+    seed: of the order.
+  """
+  total = sum(counts)
+
+  def begun(epoch: int) -> list[int]:
+    """Batches of each group that begin before an epoch."""
+    return [-(-epoch * count // batch) for count in counts]
+
+  # Between number of records and number of batches lies a part of a batch for
+  # each group.
+  low = max(0, (number - len(counts)) * batch // total)
+  high = number * batch // total + 1
+  epoch = (
+    bisect.bisect_right(
+      range(high + 1), number, low, high, key=lambda e: sum(begun(e))
+    )
+    - 1
+  )
+  first, last = begun(epoch), begun(epoch + 1)
+  widths = np.subtract(last, first)
+  ends = np.cumsum(widths)
+  within = np.array([number - sum(first)], np.int64)
+  drawn = _permute(within, int(ends[-1]), seed ^ _GROUPS, epoch)[0]
+  group = int(np.searchsorted(ends, drawn, side='right'))
+  own = first[group] + int(drawn - (ends - widths)[group])
+  return group, own * batch + np.arange(batch, dtype=np.int64)
 
 
 def _own_places(

@@ -10,7 +10,12 @@ from jaxtyping import UInt8
 
 from scar_jax.data.controls import depth
 from scar_jax.data.records import RecordError
-from scar_jax.data.transforms import ImageLike, decode, load_image
+from scar_jax.data.transforms import (
+  ImageLike,
+  decode,
+  header_size,
+  load_image,
+)
 
 
 def picture(
@@ -29,6 +34,23 @@ def picture(
   """
   try:
     return depth(image, 'minmax', name) if stretched else decode(image, name)
+  except RecordError as error:
+    raise RecordError(key, f'{error.key}: {error.reason}') from error
+
+
+def size(image: ImageLike, name: str, key: str) -> tuple[int, int]:
+  """(height, width) of a picture, from its header.
+
+  Args:
+    image: path or content.
+    name: of the picture, for messages.
+    key: of the record.
+
+  Raises:
+    RecordError: see `transforms.header_size`.
+  """
+  try:
+    return header_size(image, name)
   except RecordError as error:
     raise RecordError(key, f'{error.key}: {error.reason}') from error
 

@@ -26,6 +26,7 @@ from scar_jax.data.batches import (
   Stream,
   find_columns,
 )
+from scar_jax.data.buckets import Buckets
 from scar_jax.data.geometry import FITS, Size, as_size
 from scar_jax.data.records import Rows, Source
 from scar_jax.data.text import Text
@@ -53,6 +54,7 @@ def make_loader(
   strict: bool = False,
   max_bad_share: float = 0.05,
   workdir: str | pathlib.Path | None = None,
+  buckets: Buckets | None = None,
 ) -> 'Loader':
   """An iterator of batches.
 
@@ -78,10 +80,12 @@ def make_loader(
     strict: the first bad record stops the run.
     max_bad_share: of bad rows, above which the run stops.
     workdir: where `bad_records.jsonl` is written; None writes nothing.
+    buckets: sizes of batches in place of `image_size`, and their records, in
+      training; see `order.batch_of_group` for the order.
 
   Raises:
     ValueError: an empty source, no usable record, a batch that does not
-      divide, an unknown `fit`.
+      divide, an unknown `fit`, buckets where there can be none.
   """
   if len(source) == 0:
     raise ValueError(f'{source.describe()}: 0 records, nothing to load')
@@ -98,6 +102,10 @@ def make_loader(
     )
   if fit not in FITS:
     raise ValueError(f'fit={fit!r}; accepted: {", ".join(FITS)}')
+  if buckets is not None and (isinstance(source, Rows) or not train):
+    raise ValueError(
+      f'data.aspects with {source.describe()}; accepted: pictures, in training'
+    )
   if rows is None:
     block = batch // process_count
     rows = range(process_index * block, (process_index + 1) * block)
@@ -124,6 +132,7 @@ def make_loader(
       fit=fit,
       classes=classes,
       columns=find_columns(source),
+      buckets=buckets,
     )
   name = f'.{process_index}' if process_index else ''
   path = pathlib.Path(workdir) / f'bad_records{name}.jsonl' if workdir else None
@@ -150,6 +159,12 @@ class Loader:
   def __len__(self) -> int:
     """Batches of one pass over the source."""
     return -(-len(self.plan.source) // self.plan.batch)
+
+  @property
+  def sizes(self) -> tuple[tuple[int, int], ...]:
+    """(height, width) of batches, where they have several; else ()."""
+    buckets = getattr(self.plan, 'buckets', None)
+    return () if buckets is None else buckets.used
 
   def __iter__(self) -> 'Loader':
     return self
@@ -182,6 +197,9 @@ class Loader:
 
   def get_state(self) -> dict[str, Any]:
     """Plain data for JSON: the place in the stream, and what it depends on."""
+    buckets, more = getattr(self.plan, 'buckets', None), {}
+    if buckets is not None:  # then the order depends on more
+      more = {'batch': self.plan.batch, 'buckets': list(buckets.counts)}
     return {
       'next_sample': self.next_sample,
       'seed': self.plan.seed,
@@ -189,10 +207,13 @@ class Loader:
       'shares': list(getattr(self.plan.source, 'shares', ())),
       'rows_seen': self.bad.rows,
       'rows_bad': self.bad.count,
+      **more,
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Goes on from a state, with any batch size or number of hosts.
+
+    With buckets another batch size is another order of records from here on.
 
     Raises:
       ValueError: not a state of a loader.
@@ -204,8 +225,8 @@ class Loader:
         ' program?'
       )
     now = self.get_state()
-    for name in ('seed', 'records', 'shares'):
-      if state.get(name, now[name]) != now[name]:
+    for name in ('seed', 'records', 'shares', 'batch', 'buckets'):
+      if name in now and state.get(name, now[name]) != now[name]:
         logging.warning(
           'the checkpoint was written with %s=%s, now it is %s: the order of'
           ' records differs from here on',

@@ -85,6 +85,19 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class Sized(Source, Protocol):
+  """A source that tells the sizes of its pictures without decoding them."""
+
+  def size(self, i: int) -> tuple[int, int]:
+    """(height, width) of the target of record `i`, as `load` gives it.
+
+    Raises:
+      RecordError: its header cannot be read.
+    """
+    ...
+
+
+@runtime_checkable
 class Rows(Source, Protocol):
   """A source of finished rows of a batch, as `scar tokenize` writes them.
 
@@ -103,3 +116,19 @@ class Rows(Source, Protocol):
       RecordError: the record could not be used, or the row is damaged.
     """
     ...
+
+
+def sized(source: Source) -> Sized:
+  """The source, which tells the sizes of its pictures.
+
+  Raises:
+    ValueError: it does not; names those that do.
+  """
+  if not isinstance(source, Sized):
+    raise ValueError(
+      f'data.aspects with {source.describe()}, which does not tell the sizes '
+      'of its pictures; accepted: jsonl, imagefolder, parquet, webdataset, '
+      'ip2p, seed_edit, multigen, tfds (set --config.data.aspects= for square '
+      'crops)'
+    )
+  return source

@@ -38,6 +38,7 @@ __all__ = [
   'crop',
   'decode',
   'decode_label',
+  'header_size',
   'letterbox',
   'letterbox_like',
   'load_image',
@@ -63,6 +64,9 @@ _ORIENTATION = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # height and width change places
+# Where Pillow keeps an orientation; it turns a TIFF by itself.
+_TURNS = ('exif', 'xmp', 'XML:com.adobe.xmp', 'Raw profile type exif')
 _LOSSY = frozenset(('JPEG', 'MPO', 'WEBP', 'AVIF', 'JPEG2000'))
 
 
@@ -116,6 +120,36 @@ def load_image(image: ImageLike, name: str = '') -> Loaded:
   except Exception as error:
     raise RecordError(name, f'cannot be decoded: {error}') from error
   return _read(opened, name)
+
+
+def header_size(image: ImageLike, name: str = '') -> tuple[int, int]:
+  """(height, width) that `decode` gives, from the header of a file alone.
+
+  Raises:
+    RecordError: missing, empty, or not an image.
+  """
+  name = name or _name(image)
+  if isinstance(image, np.ndarray):
+    if image.ndim < 2:
+      raise RecordError(name, f'array of shape {image.shape} is no picture')
+    return image.shape[0], image.shape[1]
+  if isinstance(image, Image.Image):
+    return _upright_size(image)
+  # A path is opened, not read: most of a large file stays where it is.
+  path = isinstance(image, (str, os.PathLike))
+  file = image if path else io.BytesIO(_content(image, name))
+  try:
+    with Image.open(file) as opened:
+      return _upright_size(opened)
+  except Exception as error:
+    raise RecordError(name, f'has no readable header: {error}') from error
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+  width, height = image.size
+  tagged = image.format != 'TIFF' and any(tag in image.info for tag in _TURNS)
+  turn = image.getexif().get(274, 1) if tagged else 1
+  return (width, height) if turn in _SIDEWAYS else (height, width)
 
 
 def decode_label(image: ImageLike, name: str = '') -> Int32[np.ndarray, 'H W']:
@@ -225,7 +259,7 @@ def _upright(image: Image.Image) -> Image.Image:
   if turn is None:
     return image
   image = image.transpose(turn)
-  for block in ('exif', 'xmp', 'XML:com.adobe.xmp', 'Raw profile type exif'):
+  for block in _TURNS:
     image.info.pop(block, None)  # it would turn the picture once more
   return image
 

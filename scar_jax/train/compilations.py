@@ -6,7 +6,9 @@ arguments changed. Every host waits while one compiles. Used by `train/loop.py`.
 """
 
 import collections
+import contextlib
 import logging as python_logging
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -41,6 +43,13 @@ class Compilations(python_logging.Filter):
   def of(self, name: str) -> int:
     """How often the function of this name was compiled."""
     return self.counts[f'jit({name})']
+
+  @contextlib.contextmanager
+  def expected(self, wanted: bool = True) -> Iterator[None]:
+    """What is compiled again inside is no surprise, if it is `wanted`."""
+    before, self.warm = self.warm, self.warm and not wanted
+    yield
+    self.warm = before
 
   def filter(self, record: python_logging.LogRecord) -> bool:
     """Takes JAX's explanations out of the log; tells those of a second time."""

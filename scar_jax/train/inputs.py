@@ -18,15 +18,18 @@ from etils import epath
 from jax.sharding import Mesh
 
 from scar_jax import config as config_lib
-from scar_jax import paths, sharding
+from scar_jax import distributed, paths, sharding
 from scar_jax.artifacts import load_artifact
 from scar_jax.config import Config
+from scar_jax.data.aspects import bucket_sizes
 from scar_jax.data.records import Rows
 from scar_jax.models.decoder import decoder_size
 from scar_jax.train import tasks
 from scar_jax.train.metrics import write_json
 from scar_jax.types import Batch
 
+_SIZES = 'sizes.npz'
+_SURVEY_SECONDS = 24 * 3600  # others wait for so long
 _ARTIFACTS = ('tokenizer', 'encoder', 'text')
 _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
@@ -113,7 +116,41 @@ def make_loader(
     strict=data.strict,
     max_bad_share=data.max_bad_share,
     workdir=None if workdir is None else _local(workdir),
+    buckets=_buckets(data, source, workdir) if data.aspects else None,
   )
+
+
+def _buckets(data: Any, source: Any, workdir: epath.Path | None) -> Any:
+  """Which records share a shape; one host looks, and all read what it found.
+
+  The file stays: a resumed run has the buckets that it began with.
+  """
+  from scar_jax.data import buckets
+  from scar_jax.data.records import sized
+
+  sized(source)  # else an error on every host, not on the one that looks
+  found = None
+  if workdir is None:
+    found = buckets.survey_sizes(source)
+  elif jax.process_index() == 0:
+    found = buckets.stored_sizes(workdir / _SIZES, source)
+    if found is None:
+      found = buckets.survey_sizes(source)
+      buckets.store_sizes(workdir / _SIZES, source, found)
+  if workdir is not None:
+    distributed.wait_for_all('sizes of pictures', _SURVEY_SECONDS)
+    if found is None:
+      found = buckets.stored_sizes(workdir / _SIZES, source)
+  if found is None:
+    raise ValueError(
+      f'{workdir / _SIZES if workdir else _SIZES}: process 0 wrote the sizes '
+      f'of other data than {source.describe()}, which process '
+      f'{jax.process_index()} reads; accepted: the same data.path on all hosts'
+    )
+  sizes = bucket_sizes(data.aspects, data.image_size, data.aspect_step)
+  made = buckets.make_buckets(found, sizes)
+  logging.info('records by height x width: %s', made.describe())
+  return made
 
 
 def _local(workdir: epath.Path) -> pathlib.Path | None:
@@ -149,6 +186,27 @@ def first_batch(loader: Any, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     )
     for k, (shape, dtype) in shapes.items()
   }
+
+
+def batches_of_sizes(
+  loader: Any, first: Mapping[str, jax.ShapeDtypeStruct]
+) -> list[Mapping[str, jax.ShapeDtypeStruct]]:
+  """The batches that will come, where pictures have several shapes.
+
+  Args:
+    loader: may have `sizes`, see `data.pipeline.Loader`.
+    first: see `first_batch`.
+  """
+
+  def of_size(size: tuple[int, int]) -> Mapping[str, jax.ShapeDtypeStruct]:
+    pictures = {
+      name: first[name].update(shape=(first[name].shape[0], *size, 3))
+      for name in ('target', 'condition')
+      if name in first
+    }
+    return {**first, **pictures}
+
+  return [of_size(size) for size in getattr(loader, 'sizes', ())] or [first]
 
 
 def place_batch(local: Batch, mesh: Mesh) -> dict[str, jax.Array]:

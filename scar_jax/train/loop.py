@@ -29,7 +29,7 @@ from scar_jax.train.report import describe_memory, describe_parameters
 from scar_jax.train.signals import StopRequest
 from scar_jax.train.speed import Speed, peak_flops
 from scar_jax.train.start import start_from
-from scar_jax.train.step import compile_step
+from scar_jax.train.step import Steps, compile_step, shapes_of
 from scar_jax.train.tasks import Task, optional
 from scar_jax.types import PyTree
 
@@ -80,6 +80,7 @@ def train(
     StopRequest() as stop,
   ):
     run = _prepare(config, workdir, mesh, task, loader)
+    run.compiles = compiles
     run.profiler = Profiler(profile, workdir / 'profile')
     compiles.warm = True
     distributed.wait_for_all('first step')
@@ -115,8 +116,10 @@ class _Run:
   loader: Any
   state: state_lib.TrainState
   frozen: Mapping[str, PyTree]
-  step: Any
+  step: Steps
   pictures: Any
+  drawn: set[Any]
+  compiles: Compilations
   checkpoints: Checkpoints
   writer: metrics.Writer
   progress: metrics.Progress
@@ -163,11 +166,16 @@ def _prepare(
   inputs.write_config(workdir, config, run.fingerprints)
   with metrics.stage('compile the step'):
     abstract = abstract_with(shapes, places)
-    run.step = compile_step(made.step, abstract, run.frozen, batch, places)
-    describe_memory(run.step)
+    run.step = Steps()
+    for some in inputs.batches_of_sizes(run.loader, batch):
+      logging.info('for batches of %s', dict(shapes_of(some)))
+      step = compile_step(made.step, abstract, run.frozen, some, places)
+      describe_memory(step)
+      run.step.add(some, step)
   draw = optional(run.task, 'pictures')
   whole = sharding.replicated(mesh)  # so that host 0 has all of them
   run.pictures = jax.jit(draw, out_shardings=whole) if draw else None
+  run.drawn = set()
   host0 = jax.process_index() == 0
   run.writer = metrics.Writer(workdir, host0)
   run.progress = metrics.Progress(
@@ -320,7 +328,10 @@ def _draw(run: _Run, step: int, batch: Mapping[str, jax.Array]) -> None:
   """Sample pictures of this batch, with the weights that will be exported."""
   weights = run.state.ema or run.state.params
   rng = jax.random.fold_in(jax.random.key(run.config.seed), step)
-  images = run.pictures(weights, run.state.extra, run.frozen, batch, rng)
+  shapes = shapes_of(batch)
+  with run.compiles.expected(shapes not in run.drawn):
+    images = run.pictures(weights, run.state.extra, run.frozen, batch, rng)
+  run.drawn.add(shapes)
   run.writer.pictures(
     step, {k: np.asarray(v) for k, v in jax.device_get(images).items()}
   )

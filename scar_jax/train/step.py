@@ -6,6 +6,7 @@ its counters: parameters, moments, EMA and statistics keep their bits.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,39 @@ def _microbatches(batch: Batch, accum: int) -> Batch:
     return jnp.swapaxes(rows, 0, 1)
 
   return jax.tree.map(split, dict(batch))
+
+
+class Steps:
+  """The compiled steps of a run, one for each shape of batch.
+
+  Attributes:
+    compiled: `shapes_of` a batch -> step.
+  """
+
+  def __init__(self):
+    self.compiled: dict[Any, jax.stages.Compiled] = {}
+
+  def add(self, batch: PyTree, step: jax.stages.Compiled) -> None:
+    """A step for batches of these shapes."""
+    self.compiled[shapes_of(batch)] = step
+
+  def __call__(
+    self, state: TrainState, frozen: Mapping[str, PyTree], batch: Batch
+  ) -> tuple[TrainState, Metrics]:
+    """One step.
+
+    Raises:
+      TypeError: no step was compiled for a batch of these shapes.
+    """
+    step = self.compiled.get(shapes_of(batch))
+    if step is None:  # whichever: it says what it was compiled for
+      step = next(iter(self.compiled.values()))
+    return step(state, frozen, batch)
+
+
+def shapes_of(batch: Batch) -> tuple[tuple[str, tuple[int, ...]], ...]:
+  """Name and shape of every column."""
+  return tuple((name, x.shape) for name, x in sorted(batch.items()))
 
 
 def trace_step(

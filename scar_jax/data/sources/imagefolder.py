@@ -113,10 +113,19 @@ class ImageFolder:
   def load(self, i: int, rng: np.random.Generator | None = None) -> Record:
     """Picture `i` in the order of classes and names."""
     del rng
+    path, key, label = self._place(i)
+    return Record(pictures.picture(path, key, key), label=label, key=key)
+
+  def size(self, i: int) -> tuple[int, int]:
+    """(height, width) of picture `i`, from its header."""
+    path, key, _ = self._place(i)
+    return pictures.size(path, key, key)
+
+  def _place(self, i: int) -> tuple[pathlib.Path, str, int]:
+    """Path, key and label of picture `i`."""
     # An empty class shares its start with the next: the last that starts here.
     label = bisect.bisect_right(self._firsts, i) - 1
     start = int(self._ends[i - 1]) if i else 0
     name = os.fsdecode(self._blob[start : int(self._ends[i])])
     key = f'{self.classes[label]}/{name}'
-    path = self.root / self.classes[label] / name
-    return Record(pictures.picture(path, key, key), label=label, key=key)
+    return self.root / self.classes[label] / name, key, label

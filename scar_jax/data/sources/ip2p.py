@@ -127,6 +127,12 @@ class InstructPix2Pix:
     )
     return Record(after, before, checked_text(text, key), key=key)
 
+  def size(self, i: int) -> tuple[int, int]:
+    """(height, width) of the target of name `i`, of its first seed."""
+    name, seeds = self.seeds[i]
+    file = f'{seeds[0]}_1.jpg'
+    return pictures.size(self.root / name / file, file, f'{name}/{seeds[0]}')
+
 
 def _read_seeds(root: pathlib.Path) -> list[list[Any]]:
   path = root / _SEEDS

@@ -217,6 +217,12 @@ class Jsonl:
       meta={'line': number},
     )
 
+  def size(self, i: int) -> tuple[int, int]:
+    """(height, width) of the target of line `i`, from its header."""
+    name, place = self._row(i)[0]['target']
+    content = self.stores['target'].read(place)
+    return pictures.size(content, name, self._key(i))
+
   def _key(self, i: int) -> str:
     return f'{self.path}:{self.lines.number(i)}'
 

@@ -137,18 +137,7 @@ class Parquet:
   def load(self, i: int, rng: np.random.Generator | None = None) -> Record:
     """Row `i` in the order of shards; nothing is random here."""
     del rng
-    at = int(np.searchsorted(self._groups[:, 0], i, side='right')) - 1
-    first, shard, group = self._groups[at].tolist()
-    path = self.shards[shard]
-    if group < 0:
-      raise RecordError(path.name, f'broken shard: {self.broken[shard]}')
-    key = f'{path.name} row {i - int(self._first(shard))}'
-    try:
-      row = self._group(at).slice(i - first, 1).to_pylist()[0]
-    except RecordError:
-      raise
-    except Exception as error:
-      raise RecordError(key, f'row group {group} is broken: {error}') from error
+    row, key = self._row(i)
     read: dict[str, Any] = {}
     for role, name in self.columns.items():
       value = row[name]
@@ -165,6 +154,28 @@ class Parquet:
         image = self._picture(value, name, key)
         read[role] = pictures.picture(image, name, key, deep)
     return Record(**read, key=key)
+
+  def size(self, i: int) -> tuple[int, int]:
+    """(height, width) of the target of row `i`, from its header."""
+    row, key = self._row(i)
+    name = self.columns['target']
+    return pictures.size(self._picture(row[name], name, key), name, key)
+
+  def _row(self, i: int) -> tuple[dict[str, Any], str]:
+    """The wanted columns of row `i`, and its key."""
+    at = int(np.searchsorted(self._groups[:, 0], i, side='right')) - 1
+    first, shard, group = self._groups[at].tolist()
+    path = self.shards[shard]
+    if group < 0:
+      raise RecordError(path.name, f'broken shard: {self.broken[shard]}')
+    key = f'{path.name} row {i - int(self._first(shard))}'
+    try:
+      row = self._group(at).slice(i - first, 1).to_pylist()[0]
+    except RecordError:
+      raise
+    except Exception as error:
+      raise RecordError(key, f'row group {group} is broken: {error}') from error
+    return row, key
 
   def _first(self, shard: int) -> int:
     """Number of the first record of a shard."""

@@ -104,6 +104,20 @@ class Tfds:
   def load(self, i: int, rng: np.random.Generator | None = None) -> Record:
     """Example `i` of the split; nothing is random here."""
     del rng
+    key, image, label = self._values(i)
+    return Record(
+      pictures.picture(image, self.image, key),
+      label=checked_label(label, self.label, key),
+      key=key,
+    )
+
+  def size(self, i: int) -> tuple[int, int]:
+    """(height, width) of the picture of example `i`, from its header."""
+    key, image, _ = self._values(i)
+    return pictures.size(image, self.image, key)
+
+  def _values(self, i: int) -> tuple[str, bytes, Any]:
+    """Key, content of the picture and label of example `i`."""
     key, example = self.example(i)
     try:
       image, label = example[self.image][0], example[self.label][0]
@@ -111,11 +125,7 @@ class Tfds:
       raise RecordError(key, f'no value of feature {error}') from error
     if not isinstance(image, bytes):
       raise RecordError(key, f'{self.image!r} is {type(image).__name__}')
-    return Record(
-      pictures.picture(image, self.image, key),
-      label=checked_label(label, self.label, key),
-      key=key,
-    )
+    return key, image, label
 
   def example(self, i: int) -> tuple[str, dict[str, Any]]:
     """Key and features of example `i`.

@@ -160,6 +160,15 @@ class WebDataset:
         read[role] = checked_text(_decoded(value, name, key), key)
     return Record(**read, key=key)
 
+  def size(self, i: int) -> tuple[int, int]:
+    """(height, width) of the target of record `i`, from its header."""
+    files, key = self._files(i)
+    values = self._values(files, key)
+    name = self.fields.match(values).get('target', '')
+    if not isinstance(values.get(name), bytes):
+      raise RecordError(key, 'has no target picture')
+    return pictures.size(values[name], name, key)
+
   def _files(self, i: int) -> tuple[dict[str, bytes], str]:
     """Ending -> content of the files of a record, and its key."""
     shard, start, length = self._table[i].tolist()

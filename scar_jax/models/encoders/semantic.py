@@ -1,8 +1,9 @@
 """The semantic encoder: images to the features that the prefix is made of.
 
 In: images `[B, H, W, 3]` in [-1, 1] of any size. Out: a feature map
-`[B, h, w, d]`. Resizing, normalisation and the choice of layers belong to the
-encoder, so that training, sampling and scoring cannot differ in them.
+`[B, h, w, d]`, square unless another grid is asked for. Resizing, normalisation
+and the choice of layers belong to the encoder, so that training, sampling and
+scoring cannot differ in them.
 Sources: method 5.2-5.4, AMAP-ML/SCAR (joint norm over four layers).
 """
 
@@ -237,10 +238,19 @@ def encoder_width(cfg: EncoderConfig) -> int:
 
 
 def prepare(
-  cfg: EncoderConfig, images: Float[Array, 'B H W 3']
+  cfg: EncoderConfig,
+  images: Float[Array, 'B H W 3'],
+  grid: tuple[int, int] | None = None,
 ) -> Float[Array, 'B h w 3']:
-  """Images in [-1, 1] as the network wants them: its size, its scale."""
-  size = (cfg.image_size, cfg.image_size)
+  """Images in [-1, 1] as the network wants them: its size, its scale.
+
+  Args:
+    cfg: of the encoder.
+    images: of any size.
+    grid: (rows, columns) of patches; None is `encoder_grid`.
+  """
+  rows, columns = grid or encoder_grid(cfg)
+  size = (rows * cfg.patch, columns * cfg.patch)
   images = images.astype(jnp.float32)
   if images.shape[1:3] != size:
     images = resize(images, size, cfg.resize)
@@ -260,12 +270,19 @@ class SemanticEncoder(nn.Module):
     self.network = module(self.cfg.network(), name='network')
 
   def __call__(
-    self, images: Float[Array, 'B H W 3']
+    self,
+    images: Float[Array, 'B H W 3'],
+    grid: tuple[int, int] | None = None,
   ) -> Float[Array, 'B h w d']:
-    """Features, float32. The caller stops the gradient."""
+    """Features, float32. The caller stops the gradient.
+
+    Args:
+      images: see `prepare`.
+      grid: (rows, columns) of the features; None is `encoder_grid`.
+    """
     cfg = self.cfg
-    layers = encoder_layers(cfg)
-    out = self.network(prepare(cfg, images), layers=layers)
+    layers, grid = encoder_layers(cfg), grid or encoder_grid(cfg)
+    out = self.network(prepare(cfg, images, grid), layers=layers)
     skip = cfg.extra_tokens
     if not layers:
       x = out.patches
@@ -275,4 +292,4 @@ class SemanticEncoder(nn.Module):
     else:
       x = self.network.norm(out.layers[0])[:, skip:]
     x = x.astype(jnp.float32)
-    return x.reshape(x.shape[0], *encoder_grid(cfg), -1)
+    return x.reshape(x.shape[0], *grid, -1)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from scar_jax import objectives
 from scar_jax.config import SCAR_SECTIONS
+from scar_jax.data.aspects import bucket_sizes
 from scar_jax.data.manifest import job_of
 from scar_jax.distributed import on_host
 from scar_jax.flops import step_flops
@@ -27,6 +28,7 @@ from scar_jax.parts import (
   EditorConfig,
   Parts,
   TextSetup,
+  parts_by_shape,
   sampler_config,
   to_uint8,
 )
@@ -55,7 +57,7 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
   Raises:
     ValueError: a frozen network is missing, or sizes do not fit together.
   """
-  model = model_config(config, artifacts)
+  model, data = model_config(config, artifacts), config.data
   editor = EditorConfig(
     model=model,
     sample=sampler_config(config.sample, config.order.name),
@@ -65,7 +67,10 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
       vocab=config.text.vocab,
       pad=config.text.pad,
     ),
-    image_size=config.data.image_size,
+    image_size=data.image_size,
+    shapes=bucket_sizes(data.aspects, data.image_size, data.aspect_step)
+    if data.aspects
+    else (),
     tokenizer=config.tokenizer.artifact,
     encoder=config.encoder.artifact,
     text_encoder=config.text.artifact,
@@ -73,7 +78,7 @@ def make_task(config: Any, artifacts: Mapping[str, Any]) -> 'ScarTask':
     text_dtype=config.text.dtype,
     batch=config.sample.batch,
   )
-  job = job_of(config.data)
+  job = job_of(data)
   used = {
     name: editor.retyped(name, needed(artifacts, name)) for name in editor.needs
   }
@@ -124,9 +129,9 @@ class ScarTask:
       stored: networks whose outputs the batches bring: they do not run.
     """
     self.editor = editor
-    self.parts = Parts(
-      editor, {name: art.config for name, art in artifacts.items()}
-    )
+    configs = {name: art.config for name, art in artifacts.items()}
+    self._of_shape = parts_by_shape(editor, configs)
+    self.parts = self._of_shape[editor.square]
     # The tokenizer stays: it draws pictures, and its codes are inputs.
     self.frozen = {
       name: art.params
@@ -146,7 +151,8 @@ class ScarTask:
     # Before training, not at the first picture.
     check_guidance(editor.model, split_scales(editor.sample)[1].guidance_mode)
     check_smooth(editor.model, editor.sample)
-    sampling_order(editor.model, editor.sample)
+    for parts in self._of_shape.values():
+      sampling_order(parts.cfg.model, editor.sample)
 
   def init(self, rng: Array, batch: Batch) -> dict[str, PyTree]:
     """Fresh parameters; only shapes of the batch matter."""
@@ -167,6 +173,17 @@ class ScarTask:
     )
     return {**fresh, 'params': start}
 
+  def networks(self, batch: Batch) -> tuple[Parts, Scar]:
+    """The networks for pictures of the shape of a batch.
+
+    Their parameters are those of any shape.
+    """
+    shape = batch['target'].shape[1:3] if 'target' in batch else ()
+    parts = self._of_shape.get(shape)
+    if parts is None:
+      return self.parts, self.model
+    return parts, Scar(parts.cfg.model)
+
   def loss(
     self,
     params: PyTree,
@@ -177,20 +194,21 @@ class ScarTask:
     train: bool,
   ) -> tuple[Float[Array, ''], tuple[dict[str, Float[Array, '']], PyTree]]:
     """Joint loss of a batch; see `tasks.Task.loss`."""
-    cfg, weights = self.editor.model, self.weights
+    parts, model = self.networks(batch)
+    cfg, weights = model.cfg, self.weights
     valid = batch.get('valid')
     tokens, seen = self._tokens(frozen, batch, rng, train)
     aligns = bool(weights.align) and cfg.aligns
-    cond, target_features = self.parts.conditions(frozen, batch, aligns)
+    cond, target_features = parts.conditions(frozen, batch, aligns)
     streams = ('condition', 'dropout', 'order')
     rngs = dict(zip(streams, jax.random.split(rng, 3), strict=True))
-    out = self.model.apply(
+    out = model.apply(
       {'params': params, **extra},
       tokens,
       cond,
       target_features,
       deterministic=not train,
-      accumulate=self.parts.accumulate(frozen),
+      accumulate=parts.accumulate(frozen),
       seen=seen,
       with_logits=not weights.chunk,
       rngs=rngs,
@@ -263,7 +281,10 @@ class ScarTask:
     return jax.tree_util.tree_map_with_path(label, params)
 
   def flops(self, batch: int) -> dict[str, float]:
-    """FLOPs of a step of `batch` images, by part; see `scar_jax.flops`."""
+    """FLOPs of a step of `batch` square images, by part; see `flops.py`.
+
+    Other shapes have at most as many tokens.
+    """
     return step_flops(
       self.editor.model,
       batch,
@@ -294,22 +315,23 @@ class ScarTask:
     error here: a picture of a broken model still shows that it is broken.
     """
     batch = {k: v[:_PICTURES] for k, v in batch.items()}
-    cond, _ = self.parts.conditions(frozen, batch)
+    parts, model = self.networks(batch)
+    cond, _ = parts.conditions(frozen, batch)
     known = self.known(frozen, batch)
     count = known.shape[0]
     scales, settings = split_scales(self.editor.sample)
     made = generate(
-      self.model,
+      model,
       {'params': params},
       cond,
       jax.random.bits(rng, (count,), jnp.uint32),
       scales,
       settings,
-      accumulate=self.parts.accumulate(frozen),
+      accumulate=parts.accumulate(frozen),
     )
     out = {k: batch[k] for k in ('condition', 'target') if k in batch}
     out |= {
-      'tokenizer': self.parts.images(frozen, known),
-      'sampled': self.parts.images(frozen, made.tokens, made.latent),
+      'tokenizer': parts.images(frozen, known),
+      'sampled': parts.images(frozen, made.tokens, made.latent),
     }
     return {k: to_uint8(v) for k, v in out.items()}
