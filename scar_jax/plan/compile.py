@@ -36,7 +36,7 @@ from scar_jax.train.tasks.scar import ScarTask
 from scar_jax.types import Array, PyTree
 
 # The compiler's least effort: no search for the best tiles of each fusion.
-_QUICK = {'exec_time_optimization_effort': -1.0}
+_QUICK: Any = {'exec_time_optimization_effort': -1.0}
 # Two cores that look like one device, as on all later chips.
 _CHIP_CONFIG = {'v4': {'chip_config_name': 'megacore'}}
 _SHORTAGES = (
