@@ -38,6 +38,22 @@ def _compilation_cache(tmp_path_factory):
   jax.config.update('jax_compilation_cache_dir', None)
 
 
+# The files that take longest. They come first: a worker takes a file at a time,
+# so that what a module shares is made once, and one that began late would keep
+# it when the others have nothing left to do.
+_LONG = (
+  'selftest_test.py', 'scale_task_test.py', 'class_control_test.py',
+  'sharding_test.py', 'sampling_random_test.py', 'scar_task_test.py',
+  'hosts_test.py', 'checkpoints_test.py', 'decoding_test.py',
+  'editor_mask_test.py', 'editor_test.py', 'sampling_test.py',
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+  order = {name: i for i, name in enumerate(_LONG)}
+  items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 def pytest_collection_finish():
   """What was imported stays: the collector need not look at it each time."""
   gc.collect()

@@ -83,18 +83,21 @@ def test_an_all_white_mask_is_an_ordinary_edit(editor):
 
 
 def test_masks_of_all_sizes_share_few_programs_and_no_result(editor):
-  before = editor.programs.traced
-  pictures = [_picture(16, 16, i) for i in range(12)]
+  pictures = [_picture(16, 16, i) for i in range(6)]
   masks = []
-  for i in range(12):
+  for i in range(6):
     mask = np.zeros((4, 4), bool)
     mask.reshape(-1)[: i + 2] = True
     masks.append(np.kron(mask, np.ones((4, 4), bool)))
-  together = editor(pictures, 'x', masks=masks, seed=[7] * 12)
-  assert editor.programs.traced - before <= 8
-  for i in (0, 5, 11):
-    [alone] = editor(pictures[i], 'x', masks=masks[i], seed=7)
-    np.testing.assert_array_equal(alone, together[i])
+  alone = {0: editor(pictures[0], 'x', masks=masks[0], seed=7)}
+  before = editor.programs.traced
+  together = editor(pictures, 'x', masks=masks, seed=[7] * 6)
+  # 14 tokens entered at once; of the others 12, 12, 10, 10 and 8.
+  assert editor.programs.traced - before <= 3
+  for i in (2, 5):
+    alone[i] = editor(pictures[i], 'x', masks=masks[i], seed=7)
+  for i, [made] in alone.items():
+    np.testing.assert_array_equal(made, together[i])
 
 
 def test_bad_masks_are_errors(editor, work, tmp_path, case):
@@ -124,7 +127,7 @@ def test_the_command_takes_a_mask_and_a_number_of_steps(work, tmp_path, capsys):
     'edit', f'--workdir={work}/scar_run', f'--image={tmp_path}/in.png',
     f'--mask={tmp_path}/mask.png', f'--out={tmp_path}/out.png', '--prompt=red',
   ]  # fmt: skip
-  more = ['--num-sets=5', '--schedule=confidence', '--ramp=tokens']
+  more = ['--num-sets=2', '--schedule=confidence', '--ramp=tokens']
   assert main([*words, *more]) == 0
   made = np.asarray(Image.open(tmp_path / 'out.png'))
   np.testing.assert_array_equal(made[~mask], picture[~mask])

@@ -27,7 +27,7 @@ def tiny():
   batch = scar_batch(3)
   shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
   params = {'params': noisy(unbox(shapes['params']), scale=0.5)}
-  cond, _ = task.parts.conditions(task.frozen, batch)
+  cond, _ = jax.jit(task.parts.conditions)(task.frozen, batch)
   return task, params, cond
 
 
@@ -57,8 +57,9 @@ def test_the_latent_is_that_of_the_tokens(tiny):
   add = task.parts.accumulate(task.frozen)
   out = sampler.run(params, cond, SEEDS, accumulate=add)
   assert out.tokens.shape == (3, 5)
-  by_latent = task.parts.images(task.frozen, out.tokens, out.latent)
-  by_tokens = task.parts.images(task.frozen, out.tokens)
+  images = jax.jit(task.parts.images)
+  by_latent = images(task.frozen, out.tokens, out.latent)
+  by_tokens = images(task.frozen, out.tokens)
   np.testing.assert_allclose(by_latent, by_tokens, atol=1e-5)
   # A sample depends on its seed alone.
   turned = jax.tree.map(lambda x: x[::-1], cond)
@@ -96,11 +97,11 @@ def test_a_mixture_goes_into_the_latent_and_its_code_into_the_tokens(tiny):
   add = task.parts.accumulate(task.frozen)
   soft = Sampler(task.model, SamplerConfig(guidance=2.0, smooth=True))
   out = soft.run(params, cond, SEEDS, accumulate=add)
-  hard, _ = task.parts.tokenizer.apply(
-    {'params': task.frozen['tokenizer']},
-    out.tokens,
-    method='tokens_to_latent',
-  )
+  hard, _ = jax.jit(
+    lambda params, tokens: task.parts.tokenizer.apply(
+      {'params': params}, tokens, method='tokens_to_latent'
+    )
+  )(task.frozen['tokenizer'], out.tokens)
   assert out.latent.shape == hard.shape
   assert np.abs(out.latent - hard).max() > 1e-3
   # With one code left to choose from, there is nothing to mix.

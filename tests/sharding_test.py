@@ -138,6 +138,17 @@ _D30 = ScarConfig(
 )
 
 
+@functools.cache
+def _boxed(cfg):
+  """Shapes of all parameters."""
+  tokens = jnp.zeros((1, cfg.make_order().num_targets), jnp.int32)
+  init = functools.partial(
+    Scar(cfg).init, accumulate=blank(cfg.patch_nums, cfg.latent_dim)
+  )
+  cond = empty_conditions(cfg, 1)
+  return jax.eval_shape(init, jax.random.key(0), tokens, cond)['params']
+
+
 @pytest.mark.parametrize('cfg', [_XL, _D30], ids=['XL', 'd30'])
 @pytest.mark.parametrize(
   'sizes', [{'fsdp': 8}, {'tensor': 2, 'fsdp': 4}, {'data': 4, 'tensor': 2}]
@@ -145,15 +156,7 @@ _D30 = ScarConfig(
 def test_every_large_parameter_is_split_over_every_axis(cfg, sizes):
   """Full sizes, shapes only: decoder, compressor, restorer, text, tables."""
   mesh = sharding.make_mesh({'data': 1, **sizes})
-  tokens = jnp.zeros((1, cfg.make_order().num_targets), jnp.int32)
-  boxed = jax.eval_shape(
-    functools.partial(
-      Scar(cfg).init, accumulate=blank(cfg.patch_nums, cfg.latent_dim)
-    ),
-    jax.random.key(0),
-    tokens,
-    empty_conditions(cfg, 1),
-  )['params']
+  boxed = _boxed(cfg)
   params = sharding.unbox(boxed)
   places = sharding.tree_shardings(boxed, mesh)
   sharding.check_coverage(params, places, mesh)

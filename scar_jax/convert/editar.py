@@ -6,6 +6,7 @@ FoundationVision/LlamaGen, and EditAR's release. Out: the `params` tree of
 rows of the compressed prefix.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,7 @@ def table(cfg: ScarConfig) -> list[Entry]:
   return entries
 
 
+@functools.lru_cache(maxsize=8)  # tracing the model takes its time
 def abstract_params(cfg: ScarConfig) -> PyTree:
   """Shapes of `Scar(cfg)`'s parameters, without making any."""
   tokens = jnp.zeros((1, cfg.grid[0] * cfg.grid[1]), jnp.int32)

@@ -5,6 +5,7 @@ the decoder and of the class or caption embedder. Method 11.2 is the table; the
 names are those of FoundationVision/LlamaGen `Transformer`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,7 @@ def embedder_table(kind: str, root: str = '') -> list[Entry]:
   )
 
 
+@functools.lru_cache(maxsize=8)  # tracing the model takes its time
 def abstract_decoder(cfg: DecoderConfig) -> Any:
   """Shapes of all parameters of `SetDecoder(cfg)`, nothing allocated."""
   x = jax.ShapeDtypeStruct((1, 1, cfg.width), jnp.float32)

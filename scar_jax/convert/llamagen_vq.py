@@ -5,6 +5,7 @@ In: a torch state dict as numpy arrays (`vq_ds16_c2i`, `vq_ds8_c2i`,
 FoundationVision/LlamaGen `VQModel`; method 11.1 is the table.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -80,6 +81,14 @@ def table(cfg: VQConfig) -> list[Entry]:
   ]
 
 
+@functools.lru_cache(maxsize=8)  # tracing the model takes its time
+def abstract_params(cfg: VQConfig) -> PyTree:
+  """Shapes of `VQModel(cfg)`'s parameters, without making any."""
+  side = cfg.downsample
+  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  return jax.eval_shape(VQModel(cfg).init, jax.random.key(0), images)['params']
+
+
 def convert(cfg: VQConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Parameters of `VQModel(cfg)`.
 
@@ -90,11 +99,7 @@ def convert(cfg: VQConfig, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
   Raises:
     ValueError: lists missing, unexpected and wrongly shaped tensors.
   """
-  side = cfg.downsample
-  abstract = jax.eval_shape(
-    VQModel(cfg).init, jax.random.key(0), jnp.zeros((1, side, side, 3))
-  )
-  return assemble(table(cfg), state, abstract['params'], SKIP)
+  return assemble(table(cfg), state, abstract_params(cfg), SKIP)
 
 
 def detect(state: Mapping[str, Any]) -> VQConfig:

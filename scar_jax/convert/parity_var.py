@@ -47,17 +47,14 @@ def _load_tokenizer(fixture: Fixture) -> tuple[MSVQConfig, PyTree]:
   return cfg, var_vqvae.convert(cfg, fixture.tensors)
 
 
-def _tokenizer(fixture: Fixture) -> Iterator[Check]:
-  a = fixture.arrays
-  cfg, params = _load_tokenizer(fixture)
-  model, variables = MSVQModel(cfg), {'params': params}
-  scales = range(len(cfg.patch_nums))
+@functools.lru_cache(maxsize=4)
+def _passes(cfg: MSVQConfig) -> tuple[Any, Any]:
+  """All passes of a model, which share their work, and decoding by itself."""
+  model = MSVQModel(cfg)
 
   def method(name: Any, variables: Any, x: Any) -> Any:
     return model.apply(variables, x, method=name)
 
-  # One program, in which the passes share their work.
-  @jax.jit
   def run(variables: Any, images: Any, ids: Any) -> Any:
     return (
       model.apply(variables, images),
@@ -68,6 +65,19 @@ def _tokenizer(fixture: Fixture) -> Iterator[Check]:
       method('split', variables, ids),
     )
 
+  return jax.jit(run), jax.jit(functools.partial(method, 'decode'))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _added(add: Any, k: int, latent: Any, ids: Any) -> Any:
+  return add(k, latent, ids)
+
+
+def _tokenizer(fixture: Fixture) -> Iterator[Check]:
+  a = fixture.arrays
+  cfg, params = _load_tokenizer(fixture)
+  variables, scales = {'params': params}, range(len(cfg.patch_nums))
+  run, decode = _passes(cfg)
   out, encoded, (ids, raw), decoded, inputs, split = run(
     variables, nhwc(a['image']), a['idx_all']
   )
@@ -79,7 +89,6 @@ def _tokenizer(fixture: Fixture) -> Iterator[Check]:
   for k in scales:
     yield Check(f'f_hat_{k}', out.partial[k], nhwc(a[f'f_hat_{k}']))
     yield Check(f'idx_{k}', split[k], a[f'idx_{k}'], exact=True)
-  decode = jax.jit(functools.partial(method, 'decode'))
   for k in scales[:-1]:
     image = np.clip(decode(variables, out.partial[k]), -1, 1)
     name = f'image_rec_scale_{k}'
@@ -92,27 +101,33 @@ def _tokenizer(fixture: Fixture) -> Iterator[Check]:
   latent, add = None, accumulator(cfg, params)
   for k in scales:
     want = nhwc(a[f'next_map_{k}'])
-    latent, values = add(k, latent, jnp.asarray(a[f'idx_{k}']))
+    latent, values = _added(add, k, latent, a[f'idx_{k}'])
     ours = latent if values is None else values.reshape(want.shape)
     yield Check(f'next_map_{k}', ours, want)
   yield from _quantiser(cfg, params, a)
 
 
-def _quantiser(cfg: MSVQConfig, params: PyTree, a: Any) -> Iterator[Check]:
+@functools.lru_cache(maxsize=4)
+def _gradients(cfg: MSVQConfig) -> Any:
   """Loss of the quantiser, and gradients through it."""
   model: Any = MSVQModel(cfg)
 
-  def total(raw: Any, codebook: Any) -> Any:
+  def total(raw: Any, codebook: Any, params: PyTree, weight: Any) -> Any:
     variables = {'params': {**params, 'codebook': codebook}}
     _, partial = model.apply(variables, raw, method='quantize')
     through = straight_through(raw, partial[-1])
     loss = objectives.residual_loss(raw, partial)
-    weighted = jnp.sum(through * nhwc(a['st_weight']))
-    return 0.01 * weighted + loss, (loss, through)
+    return 0.01 * jnp.sum(through * weight) + loss, (loss, through)
 
-  run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
-  (_, (loss, through)), grads = run(
-    nhwc(a['latent']), jnp.asarray(params['codebook'])
+  return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+
+
+def _quantiser(cfg: MSVQConfig, params: PyTree, a: Any) -> Iterator[Check]:
+  (_, (loss, through)), grads = _gradients(cfg)(
+    nhwc(a['latent']),
+    jnp.asarray(params['codebook']),
+    params,
+    nhwc(a['st_weight']),
   )
   yield Check('train_vq_loss', loss, a['train_vq_loss'], atol=0.0)
   yield Check('train_f_hat', through, nhwc(a['train_f_hat']))

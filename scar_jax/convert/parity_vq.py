@@ -4,6 +4,7 @@ In: a `Fixture` of `vq8` or `vq16`. Out: latents, ids, images, and the
 quantiser's losses and gradients, beside the reference's. Used by `selftest.py`.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from scar_jax import objectives
 from scar_jax.convert.llamagen_vq import convert, detect
 from scar_jax.convert.selftest import Check, Fixture, gradient
-from scar_jax.models.tokenizers.vq import VQModel, straight_through
+from scar_jax.models.tokenizers.vq import VQConfig, VQModel, straight_through
 
 _DECODED = 2e-4  # absolute, of the fixtures' README
 
@@ -24,15 +25,11 @@ def nhwc(x: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
-def outputs(fixture: Fixture) -> Iterator[Check]:
-  """Every output of a fixture that the model has."""
-  a = fixture.arrays
-  cfg = detect(fixture.tensors)
-  model: Any = VQModel(cfg)
-  variables = {'params': convert(cfg, fixture.tensors)}
-  images = nhwc(a['image'])
+@functools.lru_cache(maxsize=4)
+def _passes(cfg: VQConfig) -> Any:
+  """All passes of a model: one program, in which they share their work."""
+  model = VQModel(cfg)
 
-  # One program, in which the passes share their work.
   @jax.jit
   def run(variables: Any, images: Any, ids: Any) -> Any:
     def method(name: Any, x: Any) -> Any:
@@ -45,7 +42,17 @@ def outputs(fixture: Fixture) -> Iterator[Check]:
       method('decode_tokens', ids),
     )
 
-  out, encoded, (ids, latent), decoded = run(variables, images, a['indices'])
+  return run
+
+
+def outputs(fixture: Fixture) -> Iterator[Check]:
+  """Every output of a fixture that the model has."""
+  a = fixture.arrays
+  cfg = detect(fixture.tensors)
+  variables = {'params': convert(cfg, fixture.tensors)}
+  out, encoded, (ids, latent), decoded = _passes(cfg)(
+    variables, nhwc(a['image']), a['indices']
+  )
   yield Check('indices', out.ids, a['indices'], exact=True)
   yield Check('latent', out.raw, nhwc(a['latent']))
   yield Check('quant_entry', out.codes, nhwc(a['quant_entry']))
@@ -58,18 +65,26 @@ def outputs(fixture: Fixture) -> Iterator[Check]:
   yield Check('latent of encode', latent, unit)
   want = nhwc(a['decoded_from_code'])
   yield Check('decoded_from_code', decoded, want, 0.0, _DECODED)
-  table = model.apply(variables, method='table')
+  table = VQModel(cfg).apply(variables, method='table')
   yield Check('codebook_normed', table, a['codebook_normed'])
-  yield from _training(model, variables, a)
+  yield from _training(cfg, variables['params'], a)
 
 
-def _training(model: Any, variables: Any, a: Any) -> Iterator[Check]:
-  """Losses of the quantiser, and gradients through it."""
+@functools.lru_cache(maxsize=4)
+def _gradients(cfg: VQConfig) -> tuple[Any, Any]:
+  """Losses of the quantiser with gradients, and gradients through it."""
+  model: Any = VQModel(cfg)
 
-  def total(raw: Any, codebook: Any) -> Any:
-    params = {'params': {**variables['params'], 'codebook': codebook}}
-    ids, latent, distances = model.apply(params, raw, method='quantize')
-    codes = model.apply(params, ids, method='lookup')
+  def quantised(params: Any, raw: Any) -> Any:
+    ids, latent, distances = model.apply(
+      {'params': params}, raw, method='quantize'
+    )
+    codes = model.apply({'params': params}, ids, method='lookup')
+    return latent, codes, distances
+
+  def total(raw: Any, codebook: Any, params: Any) -> Any:
+    params = {**params, 'codebook': codebook}
+    latent, codes, distances = quantised(params, raw)
     terms = {
       'vq': objectives.codebook_loss(latent, codes),
       'commit': objectives.commitment_loss(latent, codes),
@@ -77,20 +92,22 @@ def _training(model: Any, variables: Any, a: Any) -> Iterator[Check]:
     }
     return sum(terms.values()), terms
 
+  def weighted(raw: Any, params: Any, weight: Any) -> Any:
+    unit, codes, _ = quantised(params, raw)
+    return jnp.sum(straight_through(unit, codes) * weight)
+
+  losses = jax.value_and_grad(total, (0, 1), has_aux=True)
+  return jax.jit(losses), jax.jit(jax.grad(weighted))
+
+
+def _training(cfg: VQConfig, params: Any, a: Any) -> Iterator[Check]:
+  losses, through = _gradients(cfg)
   latent = nhwc(a['latent'])
-  codebook = jnp.asarray(variables['params']['codebook'])
-  run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
-  (_, terms), grads = run(latent, codebook)
+  codebook = jnp.asarray(params['codebook'])
+  (_, terms), grads = losses(latent, codebook, params)
   for name, term in terms.items():
     yield Check(f'train_{name}_loss', term, a[f'train_{name}_loss'], atol=0.0)
   yield gradient('latent', grads[0], nhwc(a['grad_latent']))
   yield gradient('codebook', grads[1], a['grad_codebook'])
-
-  def weighted(raw: Any) -> Any:
-    ids, unit, _ = model.apply(variables, raw, method='quantize')
-    codes = model.apply(variables, ids, method='lookup')
-    through = straight_through(unit, codes)
-    return jnp.sum(through * nhwc(a['st_weight']))
-
-  straight = jax.jit(jax.grad(weighted))(latent)
+  straight = through(latent, params, nhwc(a['st_weight']))
   yield gradient('straight through', straight, nhwc(a['st_grad_latent']))

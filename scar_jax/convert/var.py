@@ -7,6 +7,7 @@ method 11.5 is the table.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -90,6 +91,7 @@ def _check_plain(cfg: ScarConfig) -> None:
     )
 
 
+@functools.lru_cache(maxsize=8)  # tracing the model takes its time
 def abstract_params(cfg: ScarConfig) -> PyTree:
   """Shapes of `Scar(cfg)`'s parameters, without making any."""
 

@@ -5,6 +5,7 @@ tree of `MSVQModel`, or its config from the tensors alone. The names are those
 of FoundationVision/VAR `VQVAE`; method 11.5 is the table.
 """
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,7 @@ def table(cfg: MSVQConfig) -> list[Entry]:
   ]
 
 
+@functools.lru_cache(maxsize=8)  # tracing the model takes its time
 def abstract_params(cfg: MSVQConfig) -> PyTree:
   """Shapes of `MSVQModel(cfg)`'s parameters, without making any."""
   size = cfg.image_size

@@ -11,5 +11,6 @@ from scar_jax import cli
 from scar_jax.train import tasks
 
 if __name__ == '__main__':
+  sys.modules['tensorboardX'] = None  # done without; it imports a lot
   tasks.make_task = lambda config, artifacts: ToyTask()
   sys.exit(cli.main())

@@ -52,8 +52,8 @@ def _start(workdir, processes, cache, steps=1000):
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
-  flags = '--xla_backend_optimization_level=0 '
-  flags += f'--xla_force_host_platform_device_count={_DEVICES // processes}'
+  flags = os.environ['XLA_FLAGS']  # cheap compilation
+  flags += f' --xla_force_host_platform_device_count={_DEVICES // processes}'
   env = os.environ | {
     'PYTHONPATH': os.pathsep.join([str(_ROOT), str(_HERE)]),
     'XLA_FLAGS': flags,

@@ -30,6 +30,7 @@ from scar_jax.train.checkpoints import read_json
 from scar_jax.train.whole import scan
 
 _HERE = pathlib.Path(__file__).parent
+_ONE_DEVICE = '--xla_force_host_platform_device_count=1'
 _MOMENTS = ('start-up', 'training')
 
 
@@ -43,8 +44,8 @@ def start(workdir, steps, save_every=2):
     env={
       **os.environ,
       'PYTHONPATH': path,
-      'XLA_FLAGS': '',
       # A life is short; it should not be spent compiling.
+      'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {_ONE_DEVICE}',
       'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'xla'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     },

@@ -98,8 +98,10 @@ def test_frozen_networks_take_another_type(artifacts):
   assert {str(x.dtype) for x in jax.tree.leaves(narrow)} == {'bfloat16'}
   assert task.parts.encoder.cfg.dtype == 'bfloat16'
   batch = scar_batch()
-  ours = task.parts.conditions(task.frozen, batch)[0].features
-  full = plain.parts.conditions(plain.frozen, batch)[0].features
+  ours, full = (
+    jax.jit(t.parts.conditions)(t.frozen, batch)[0].features
+    for t in (task, plain)
+  )
   assert ours.dtype == jnp.float32
   assert 0 < np.abs(ours - full).max() < 0.1 * np.abs(full).max()
   # The exported model remembers it.
@@ -177,9 +179,13 @@ def test_tables_start_from_the_codebook(artifacts):
   """Similar codes get similar embeddings and logits; boxes are kept."""
   task = make_task(scar_config(model__codebook_init=True), artifacts)
   plain = make_task(scar_config(), artifacts)
-  key, batch = jax.random.key(0), scar_batch()
-  boxed = jax.jit(task.init)(key, batch)['params']
-  other = jax.jit(plain.init)(key, batch)['params']
+  batch = scar_batch()
+
+  @jax.jit  # both at once: what they share is compiled once
+  def init(key):
+    return [t.init(key, batch)['params'] for t in (task, plain)]
+
+  boxed, other = init(jax.random.key(0))
   assert jax.tree.structure(boxed) == jax.tree.structure(other)
   codes = np.asarray(task.parts.codes(task.frozen))
   params, other = unbox(boxed), unbox(other)

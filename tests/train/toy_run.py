@@ -38,4 +38,5 @@ def toy_train(workdir, bad=(), init_from='', **changes):
 
 
 if __name__ == '__main__':
+  sys.modules['tensorboardX'] = None  # done without; it imports a lot
   toy_train(sys.argv[1], steps=int(sys.argv[2]), save_every=int(sys.argv[3]))
