@@ -116,8 +116,11 @@ class Programs:
     """Tokens, the scale order's latent, and which samples are undrawable."""
     known, fields = None, dict(fields)
     if 'keep' in fields:
-      pair = (fields.pop(name) for name in ('known', 'keep'))
-      known = Known(*(jnp.repeat(x, copies, axis=0) for x in pair), given)
+      tokens, keep = (
+        jnp.repeat(fields.pop(name), copies, axis=0)
+        for name in ('known', 'keep')
+      )
+      known = Known(tokens, keep, given)
     made = generate(
       Scar(parts.cfg.model),
       {'params': params},
