@@ -52,9 +52,9 @@ def test_known_tokens_stay_and_the_others_are_drawn(editor, monkeypatch):
   seen = []
   decoded = editor._decode
 
-  def spy(frozen, tokens, latent):
+  def spy(parts, frozen, tokens, latent):
     seen.append(np.asarray(tokens))
-    return decoded(frozen, tokens, latent)
+    return decoded(parts, frozen, tokens, latent)
 
   monkeypatch.setattr(editor, '_decode', spy)
   picture, mask = _picture(16, 16), _corner(16, 16)
@@ -63,7 +63,8 @@ def test_known_tokens_stay_and_the_others_are_drawn(editor, monkeypatch):
     [made] = editor(picture, 'red', masks=mask, seed=seed)
     np.testing.assert_array_equal(last.images[0], made)
   canvas = np.stack([picture] * 3).astype(np.float32) * (2 / 255) - 1
-  known = np.asarray(editor._tokens(editor._frozen, canvas)).reshape(3, 16)
+  parts, _, frozen = editor.networks
+  known = np.asarray(editor._tokens(parts, frozen, canvas)).reshape(3, 16)
   keep = np.ones((4, 4), bool)
   keep[:2, :2] = False
   for tokens in seen:

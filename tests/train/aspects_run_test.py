@@ -123,6 +123,7 @@ def test_a_run_compiles_once_for_each_shape_and_resumes_exactly(
   assert _losses(parts) == losses + losses[4:]
 
 
+@pytest.mark.slow
 def test_a_model_of_several_shapes_edits_in_them(tmp_path, monkeypatch):
   for name, part in frozen_artifacts().items():
     save_artifact(tmp_path / name, name, part.config, part.params)
