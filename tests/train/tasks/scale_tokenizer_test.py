@@ -148,8 +148,9 @@ def test_cut_samples_train_the_first_scales():
       rngs={'dropout': jax.random.key(3)},
     ).images
 
-  np.testing.assert_array_equal(run(True), whole)
-  changed = np.any(np.asarray(run(False) != whole), axis=(1, 2, 3))
+  # Two programs: the last bit may differ.
+  np.testing.assert_allclose(run(True), whole, atol=1e-5)
+  changed = np.abs(run(False) - whole).max(axis=(1, 2, 3)) > 1e-3
   assert 10 < changed.sum() < 40  # half of them, a third of these to the last
 
 
