@@ -103,7 +103,8 @@ class Checkpoints:
       'config': json.loads(json.dumps(config)),
       'artifacts': dict(fingerprints or {}),
     }
-    self._finite = jax.jit(_all_finite)
+    # Its own: another run of this process is no reason to trace it again.
+    self._finite = jax.jit(lambda tree: _all_finite(tree))
     self._best = best
 
     def metric(metrics: Mapping[str, float]) -> float:
