@@ -139,6 +139,7 @@ class PrefixSection:
   mask: str = choice('bidirectional', 'bidirectional', 'causal')
   rope: str = choice('offset_p', 'offset_p', 'offset_g', 'aligned', 'none')
   ada: str = choice('class', 'class', 'null')  # scale order: who modulates it
+  inject: str = choice('prefill', 'prefill', 'fusion', 'cross')  # baselines
 
 
 @dataclasses.dataclass(frozen=True)

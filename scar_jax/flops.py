@@ -21,6 +21,7 @@ from scar_jax.flops_networks import (
   tokenizer_encode_flops,
 )
 from scar_jax.models.decoder import DecoderConfig
+from scar_jax.models.inject import depths
 from scar_jax.models.prefill import PrefixConfig
 from scar_jax.models.scar_config import ScarConfig
 
@@ -77,6 +78,7 @@ def step_flops(
     if not stop_target_grad:
       first, through = _FROM_DATA, _TRAINED if convolves else _FROM_DATA
     parts['prefix'] += first * compress + through * project
+  parts['inject'] = _TRAINED * _inject(cfg)
   if cfg.order == 'scale':
     parts['prefix'] += _FROM_DATA * _words(cfg)
   parts |= _frozen(cfg, networks, images=2 if align else 1)
@@ -108,6 +110,7 @@ def sample_flops(
   parts['text'] = branches * sum(flops for _, flops in _text(cfg, 1, 1))
   prefix = _compress(cfg.prefix) + _project(cfg.prefix)
   parts['prefix'] = branches * prefix
+  parts['inject'] = branches * _inject(cfg)
   if cfg.order == 'scale':
     parts['prefix'] += branches * _words(cfg)
   parts |= _frozen(cfg, networks, images=1)
@@ -172,6 +175,19 @@ def _project(cfg: PrefixConfig) -> float:
     return 0.0
   inputs = cfg.width * (cfg.step**2 if cfg.compress == 'unshuffle' else 1)
   return 2.0 * cfg.length * inputs * cfg.out
+
+
+def _inject(cfg: ScarConfig) -> float:
+  """Forward FLOPs of the baselines without a prefix, see `models/inject.py`."""
+  P, D = cfg.prefix.length, cfg.decoder.width
+  layout, kind = cfg.make_layout(), cfg.prefix.inject
+  each = {
+    'prefill': 0,
+    'fusion': 2 * len(layout.logit_index) * D * D,
+    # Keys and values, queries and output, the two products of attention.
+    'cross': 2 * P * D * D + 2 * layout.length * D * (D + P),
+  }[kind]
+  return 2.0 * len(depths(cfg.decoder.layers)) * each
 
 
 def _text(

@@ -345,7 +345,10 @@ def _copied(prefilled: Any, copies: int) -> Any:
     return None if x is None else jnp.repeat(x, copies, axis=axis)
 
   cache = cache.replace(
-    k=repeat(cache.k, 1), v=repeat(cache.v, 1), valid=repeat(cache.valid)
+    k=repeat(cache.k, 1),
+    v=repeat(cache.v, 1),
+    valid=repeat(cache.valid),
+    memory=jax.tree.map(repeat, cache.memory),
   )
   return repeat(logits), cache, repeat(vector)
 

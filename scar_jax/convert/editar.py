@@ -48,8 +48,13 @@ def table(cfg: ScarConfig) -> list[Entry]:
   """All rows of a model without compressed prefix.
 
   Raises:
-    ValueError: a text kind that no public checkpoint has.
+    ValueError: a text kind or an injection that no public checkpoint has.
   """
+  if cfg.prefix.inject != 'prefill':
+    raise ValueError(
+      f'prefix.inject={cfg.prefix.inject!r} has no counterpart in a public '
+      "checkpoint; accepted: 'prefill' (set --config.prefix.inject)"
+    )
   entries = [
     *llamagen_gpt.decoder_table('decoder/'),
     *llamagen_gpt.embedder_table(cfg.text.kind, 'text/'),

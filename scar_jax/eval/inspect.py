@@ -202,7 +202,7 @@ def _arranged(cfg: ScarConfig, seen: dict[str, np.ndarray]) -> Inspection:
   weights = seen['weights']  # [layers, N, L]
   p, ends = layout.prefix_len, (layout.prefix_len, layout.set0_len)
   parts = np.split(weights, ends, axis=-1)
-  small = cfg.prefix.out_grid or (0, 0)
+  small = cfg.prefix.seq_grid or (0, 0)
   features, states, cosines = {}, {}, {}
   if p:
     features = {

@@ -33,6 +33,7 @@ class KVCache:
     length: int32, slots written.
     used: static bound on `length`, beyond which no slot is read; None reads
       all.
+    memory: of `inject.Injector`, batch first; None where a prefix is used.
   """
 
   k: Float[Array, 'N B S H K']
@@ -41,6 +42,7 @@ class KVCache:
   valid: Bool[Array, 'B S']
   length: Int[Array, '']
   used: int | None = struct.field(pytree_node=False, default=None)
+  memory: Any = None
 
 
 def empty_cache(
@@ -65,6 +67,7 @@ def repeat_rows(cache: KVCache, count: int) -> KVCache:
     k=jnp.concatenate([cache.k] * count, axis=1),
     v=jnp.concatenate([cache.v] * count, axis=1),
     valid=jnp.concatenate([cache.valid] * count),
+    memory=jax.tree.map(lambda x: jnp.concatenate([x] * count), cache.memory),
   )
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from scar_jax.models import layers as nl
 from scar_jax.models.attention import attend, write_layer
+from scar_jax.models.inject import Injection
 from scar_jax.models.remat import ATTENTION, LAYER_INPUT
 from scar_jax.sharding import annotated, constrain
 
@@ -32,6 +33,7 @@ class Shared(NamedTuple):
     cond: AdaLN input: silu(cond) [B, D], or [B, 6, D] when shared; or None.
       With `early` there are two of it: [B, 2, ...].
     early: bool [L], positions that read the first of two; or None.
+    inject: the condition of a model without a prefix, or None.
   """
 
   mask: Array | None
@@ -40,6 +42,7 @@ class Shared(NamedTuple):
   at: Array | None
   cond: Array | None
   early: Array | None = None
+  inject: Injection | None = None
 
 
 class Carry(NamedTuple):
@@ -168,6 +171,8 @@ class LlamaBlock(nn.Module):
     cfg = self.cfg
     keys = _keys(self, cfg)
     carry = carry._replace(x=checkpoint_name(carry.x, LAYER_INPUT))
+    if shared.inject is not None:
+      carry = carry._replace(x=shared.inject(carry.x, layer, shared.rope))
     normed = nl.RMSNorm(cfg.norm_eps, cfg.dtype, name='attn_norm')(carry.x)
     h, carry = Attention(cfg, self.kernel, name='attn')(
       normed, carry, shared, layer, keys[0]
@@ -198,6 +203,8 @@ class AdaLNBlock(nn.Module):
     std = ada_std(width)
     keys = _keys(self, cfg)
     carry = carry._replace(x=checkpoint_name(carry.x, LAYER_INPUT))
+    if shared.inject is not None:
+      carry = carry._replace(x=shared.inject(carry.x, layer, shared.rope))
     if cfg.shared_ada:
       # N(0, 1) / sqrt(C), then the same factors as the per-block projection.
       init = nn.initializers.normal(width**-0.5)

@@ -93,3 +93,19 @@ def drop_conditions(
     outer = (draws < text / 2) | (draws > 1 - text / 2)
     return outer, draws < prefix
   return draws < text, jnp.zeros(draws.shape, bool)
+
+
+def dropped(
+  cond: Conditions, draws: Float[Array, ' B'], cfg: ScarConfig
+) -> Conditions:
+  """The conditions with those of `drop_conditions` marked as null."""
+  text, prefix = drop_conditions(
+    draws, cfg.cond_dropout, cfg.text_dropout, cfg.prefix_dropout
+  )
+  if cond.null_text is not None:
+    text = text | cond.null_text
+  if cfg.cond_dropout == 'text':
+    return cond.replace(null_text=text)
+  if cond.null_prefix is not None:
+    prefix = prefix | cond.null_prefix
+  return cond.replace(null_text=text, null_prefix=prefix)

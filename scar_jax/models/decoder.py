@@ -31,6 +31,7 @@ from scar_jax.models.blocks import (
   ada_std,
   by_position,
 )
+from scar_jax.models.inject import Injection
 from scar_jax.models.remat import REMAT, rematerialised
 from scar_jax.orders.layout import set_mask
 from scar_jax.sharding import constrain, platform
@@ -285,6 +286,7 @@ class SetDecoder(nn.Module):
     deterministic: bool = True,
     padding: tuple[int, int] | None = None,
     early: Bool[Array, ' L'] | None = None,
+    inject: Injection | None = None,
   ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
     """All blocks, without the final norm; see `__call__`.
 
@@ -298,6 +300,7 @@ class SetDecoder(nn.Module):
       deterministic: see there.
       padding: [first, last) positions outside of which every key is valid.
       early: positions that read the first of the two vectors.
+      inject: see there.
 
     Raises:
       ValueError: a condition that the block does not take, or an attention
@@ -312,10 +315,8 @@ class SetDecoder(nn.Module):
       )
     if cache is None:
       kernel = self._kernel(set_ids, key_valid, padding, deterministic)
-      mask, at = None, None
-      if kernel is None:
-        mask = set_mask(set_ids, set_ids, key_valid)
-      carry = Carry(x.astype(cfg.residual_dtype), None, None)
+      mask = None if kernel else set_mask(set_ids, set_ids, key_valid)
+      carry, at = Carry(x.astype(cfg.residual_dtype), None, None), None
     else:
       at = cache.length
       mask, cache = cache_mask(cache, set_ids, key_valid)
@@ -325,7 +326,8 @@ class SetDecoder(nn.Module):
       if cfg.shared_ada:
         cond = self.shared_ada(cond).reshape(*cond.shape[:-1], 6, cfg.width)
     rope = None if rope is None else nl.spread_rope(rope)
-    shared = Shared(mask, key_valid if kernel else None, rope, at, cond, early)
+    seen = key_valid if kernel else None
+    shared = Shared(mask, seen, rope, at, cond, early, inject)
     stack = nn.scan(
       rematerialised(
         AdaLNBlock if cfg.block == 'adaln' else LlamaBlock, cfg.remat, cfg.scan
@@ -374,6 +376,7 @@ class SetDecoder(nn.Module):
     key_valid: Bool[Array, 'B L'] | None = None,
     cond: Float[Array, 'B D'] | None = None,
     deterministic: bool = True,
+    inject: Injection | None = None,
   ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
     """Hidden states after the final norm.
 
@@ -386,11 +389,12 @@ class SetDecoder(nn.Module):
       key_valid: False at positions no other position may attend to.
       cond: condition vector of each sample, for the adaln block.
       deterministic: False drops, with the rng 'dropout'.
+      inject: the condition, of `inject.Injector`, for the positions in `x`.
 
     Returns:
       Hidden states and the cache (None if none was given).
     """
     x, cache = self.blocks(
-      x, rope, set_ids, cache, key_valid, cond, deterministic
+      x, rope, set_ids, cache, key_valid, cond, deterministic, inject=inject
     )
     return self.final_norm(x, cond), cache

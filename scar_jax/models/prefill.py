@@ -31,6 +31,7 @@ COMPRESS = (
   'off',  # no prefix at all
 )
 NORMS = ('none', 'layernorm')
+INJECT = ('prefill', 'fusion', 'cross')
 _PLACE_RMS = 0.5  # beside embeddings of unit RMS
 _WITH_CONV = ('full', 'conv_resize', 'conv', 'vq_pool')
 _WITH_RESIZE = ('full', 'conv_resize', 'resize', 'vq_pool')
@@ -50,6 +51,9 @@ class PrefixConfig:
     places: 'none', or 'sincos' adds where each position lies in the picture,
       to what an encoder trained for a few minutes may not tell.
     null: 'learned' or 'fixed' null prefix of the joint condition dropout.
+    inject: 'prefill' puts the compressed features into the sequence. The others
+      are baselines without a prefix, see `inject.py`: 'fusion' and 'cross'
+      bring the features into some of the decoder's blocks.
     dtype: of convolutions and projection.
   """
 
@@ -61,6 +65,7 @@ class PrefixConfig:
   norm: str = 'none'
   places: str = 'none'
   null: str = 'learned'
+  inject: str = 'prefill'
   dtype: str = 'float32'
 
   def __post_init__(self):
@@ -70,6 +75,7 @@ class PrefixConfig:
       'norm': NORMS,
       'places': ('none', 'sincos'),
       'null': ('learned', 'fixed'),
+      'inject': INJECT,
     }
     for name, values in accepted.items():
       if getattr(self, name) not in values:
@@ -90,6 +96,18 @@ class PrefixConfig:
         f'prefix.compress={self.compress!r} with width {self.width}; '
         f'accepted: the decoder width {self.out} (it embeds tokens)'
       )
+    if self.inject != 'prefill' and self.compress == 'off':
+      raise ValueError(
+        f"prefix.inject={self.inject!r} with prefix.compress='off', which has "
+        "nothing to inject; accepted: 'prefill' (set --config.prefix.inject)"
+      )
+    if self.inject == 'fusion' and self.step > 1:
+      raise ValueError(
+        f"prefix.inject='fusion' with prefix.compress={self.compress!r} and "
+        f'k={self.k}: each token takes the feature of its own place, and fewer '
+        "features save nothing; accepted: k=1 or compress='none' "
+        '(set --config.prefix.k or compress)'
+      )
 
   @property
   def step(self) -> int:
@@ -108,15 +126,25 @@ class PrefixConfig:
 
   @property
   def out_grid(self) -> tuple[int, int] | None:
-    """(rows, columns) of the prefix, None when there is none."""
+    """(rows, columns) of the compressed features, None without any."""
     if self.compress == 'off':
       return None
     return self.grid[0] // self.step, self.grid[1] // self.step
 
   @property
   def length(self) -> int:
-    """Prefix positions P."""
+    """Compressed features P."""
     return math.prod(self.out_grid) if self.out_grid else 0
+
+  @property
+  def seq_grid(self) -> tuple[int, int] | None:
+    """(rows, columns) of the prefix in the sequence, None without one."""
+    return self.out_grid if self.inject == 'prefill' else None
+
+  @property
+  def positions(self) -> int:
+    """Positions of the sequence: P, or 0 where the features are injected."""
+    return math.prod(self.seq_grid) if self.seq_grid else 0
 
 
 def torch_uniform(fan_in: int):

@@ -16,13 +16,15 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.models.attention import KVCache, repeat_rows
-from scar_jax.models.conditions import Conditions, drop_conditions, given
+from scar_jax.models.conditions import Conditions, dropped, given
 from scar_jax.models.decoder import SetDecoder, make_cache
+from scar_jax.models.inject import Injection, Injector, read_by
 from scar_jax.models.layers import apply_rope, layer_norm, rope_table
 from scar_jax.models.prefill import Compressor
 from scar_jax.models.scale_inputs import ScaleInputs
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.models.text_embedder import TextEmbedder
+from scar_jax.models.token_noise import exchanged
 from scar_jax.orders.layout import CONTENT, QUERY, Inputs
 from scar_jax.orders.scale import Accumulate
 from scar_jax.sharding import annotated, constrain
@@ -57,6 +59,7 @@ class _Set0(NamedTuple):
   restored: Float[Array, 'B h w d'] | None
   vector: Float[Array, 'B D'] | None  # condition of the adaln blocks
   own: Float[Array, 'B D'] | None  # that of set 0, if another one
+  memory: Any = None  # of the injector, in place of a prefix
 
 
 class Scar(nn.Module):
@@ -72,6 +75,8 @@ class Scar(nn.Module):
     self.decoder = SetDecoder(cfg.decoder, name='decoder')
     if cfg.prefix.compress != 'off':
       self.prefix = Compressor(cfg.prefix, name='prefix')
+    if cfg.prefix.inject != 'prefill':
+      self.inject = Injector(cfg.decoder, cfg.prefix, self.order, name='inject')
     if cfg.has_null_prefix:
       init = annotated(nn.initializers.normal(D**-0.5), None, 'embed')
       shape = (cfg.prefix.length, D)
@@ -124,10 +129,14 @@ class Scar(nn.Module):
     """Embeddings of prefix and text, and which of their keys are hidden."""
     cfg = self.cfg
     batch, null = self._batch(cond), self._null_text(cond)
-    parts, text, valid, restored, vector, own = [], *(None,) * 5
+    parts, text, valid, restored, vector, own, memory = [], *(None,) * 6
     if cfg.prefix.compress != 'off':
       prefix, restored = self._prefix(cond)
-      parts.append(self.scale.prefix(prefix) if self._scales else prefix)
+      prefix = self.scale.prefix(prefix) if self._scales else prefix
+      if cfg.prefix.inject == 'prefill':
+        parts.append(prefix)
+      else:
+        memory = self.inject(prefix)
     if cfg.text_len:
       if cfg.text.kind == 'label':
         text = self.text.label(given(cond, 'label'), null)
@@ -136,7 +145,7 @@ class Scar(nn.Module):
           given(cond, 'text'), given(cond, 'text_mask'), null
         )
         if cfg.text.mask_pad:
-          ones = jnp.ones((batch, cfg.prefix.length), bool)
+          ones = jnp.ones((batch, cfg.prefix.positions), bool)
           valid = jnp.concatenate([ones, seen], axis=1)
       x = self.scale.text(text) if self._scales else text
       parts.append(self.dropout(x, deterministic=deterministic))
@@ -148,7 +157,7 @@ class Scar(nn.Module):
     if not parts:
       parts.append(jnp.zeros((batch, 0, cfg.decoder.width)))
     x = jnp.concatenate(parts, axis=1)
-    return _Set0(x, valid, restored, vector, own)
+    return _Set0(x, valid, restored, vector, own, memory)
 
   @property
   def _scales(self) -> bool:
@@ -211,7 +220,7 @@ class Scar(nn.Module):
     if draws is None and not deterministic:
       draws = jax.random.uniform(self.make_rng('condition'), (batch,))
     if draws is not None:
-      cond = self._dropped(cond, draws)
+      cond = dropped(cond, draws, cfg)
     if perm is None and cfg.order == 'random':
       keys = jax.random.split(self.make_rng('order'), batch)
       perm = self.order.draw(keys)
@@ -253,6 +262,7 @@ class Scar(nn.Module):
       early=early,
       deterministic=deterministic,
       padding=(layout.prefix_len, layout.set0_len),
+      inject=self._injected(set0.memory, slice(None), inputs),
     )
     hidden = self.decoder.final_norm(pre_norm, vector, early)
     predictors = layout.predictors(hidden)
@@ -275,45 +285,25 @@ class Scar(nn.Module):
     return order.train_inputs(tokens, perm, accumulate, choice)
 
   def _noisy(self, tokens: Int[Array, 'B N']) -> Int[Array, 'B N']:
-    """Replaces a share of the inputs, another in each sample, by other ones.
+    """The inputs of training, see `token_noise`.
 
-    The model then cannot lean on the tokens before alone: every token asks the
-    prefix and the text again, and its own mistakes in sampling are nothing new
-    (the idea of the self-correction in FoundationVision/Infinity). The codes
-    are those of the next sample, at the same places: a mistake looks like a
-    picture too, and random codes would be told apart at once. In some samples
-    no input is left: a few clean ones already tell what the text says. A batch
-    of one has no other sample and takes codes of its own from elsewhere. In the
-    scale order noise changes the targets: the tokenizer makes both (`seen`).
+    In the scale order noise changes the targets: the tokenizer makes both
+    (`seen`).
     """
     cfg = self.cfg
     if self._scales or not (cfg.token_noise or cfg.context_dropout):
       return tokens
-    share, lost, hit = jax.random.split(self.make_rng('dropout'), 3)
-    rows = (len(tokens), 1)
-    share = cfg.token_noise * jax.random.uniform(share, rows)
-    share = jnp.where(
-      jax.random.uniform(lost, rows) < cfg.context_dropout, 1.0, share
-    )
-    hit = jax.random.uniform(hit, tokens.shape) < share
-    if len(tokens) == 1:
-      other = jnp.roll(tokens, tokens.shape[1] // 2, axis=1)
-    else:
-      other = jnp.roll(tokens, 1, axis=0)
-    return jnp.where(hit, other, tokens)
+    key = self.make_rng('dropout')
+    return exchanged(tokens, key, cfg.token_noise, cfg.context_dropout)
 
-  def _dropped(self, cond: Conditions, draws: Float[Array, ' B']) -> Conditions:
-    cfg = self.cfg
-    text, prefix = drop_conditions(
-      draws, cfg.cond_dropout, cfg.text_dropout, cfg.prefix_dropout
-    )
-    if cond.null_text is not None:
-      text = text | cond.null_text
-    if cfg.cond_dropout == 'text':
-      return cond.replace(null_text=text)
-    if cond.null_prefix is not None:
-      prefix = prefix | cond.null_prefix
-    return cond.replace(null_text=text, null_prefix=prefix)
+  def _injected(
+    self, memory: Any, some: slice, inputs: Inputs | None = None
+  ) -> Injection | None:
+    """The condition for some positions of set 0 and for target inputs."""
+    if memory is None:
+      return None
+    read = read_by(self.order, self.layout.set0_len, some, inputs)
+    return self.inject.at(memory, read)
 
   def _alignment(self, hidden, pre_norm, target_features):
     """H_s and P_t; the same compressor and projection make both prefixes."""
@@ -348,6 +338,7 @@ class Scar(nn.Module):
     cfg = self.cfg.decoder
     rows = set0.x.shape[0] // branches
     cache = make_cache(cfg, rows, cache_size, cfg.dtype)
+    cache = cache.replace(memory=jax.tree.map(lambda t: t[:rows], set0.memory))
     if not layout.set0_len:
       return None, repeat_rows(cache, branches), set0.vector
     cut = self.cfg.shared_len if branches > 1 else layout.set0_len
@@ -373,6 +364,7 @@ class Scar(nn.Module):
       cache=cache,
       key_valid=None if set0.valid is None else set0.valid[:, some],
       cond=set0.vector if set0.own is None else set0.own,
+      inject=self._injected(set0.memory, some),
     )
 
   def decode(
@@ -395,6 +387,12 @@ class Scar(nn.Module):
     rope = self._rope(self.layout.target_positions(inputs))
     x = self._embed(inputs, rope, vector)
     hidden, cache = self.decoder(
-      x, rope, inputs.set_ids, cache, key_valid, cond=vector
+      x,
+      rope,
+      inputs.set_ids,
+      cache,
+      key_valid,
+      cond=vector,
+      inject=self._injected(cache.memory, slice(0), inputs),
     )
     return self.decoder.logits(hidden[:, -last:]), cache

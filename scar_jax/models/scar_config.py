@@ -112,10 +112,11 @@ class ScarConfig:
         "cond_dropout='joint' without a prefix; accepted: 'text' "
         '(set --config.model.cond_dropout)'
       )
-    if not prefix.length + self.text.positions:
+    if not prefix.positions + self.text.positions:
       raise ValueError(
         'a model without prefix and without text has nothing to start from; '
-        'accepted: at least one (set --config.prefix.compress or text.kind)'
+        'accepted: at least one (set --config.prefix.compress, prefix.inject '
+        'or text.kind)'
       )
     self.make_layout()  # the order's own checks
 
@@ -197,9 +198,9 @@ class ScarConfig:
     paper's mask the prefix sees the text, and nothing is shared.
     """
     if self.one_prefix:
-      return self.prefix.length
+      return self.prefix.positions
     own = self.order != 'scale' or self.prefix_ada == 'null'
-    return self.prefix.length if own and self.prefix_mask == 'causal' else 0
+    return self.prefix.positions if own and self.prefix_mask == 'causal' else 0
 
   @property
   def has_null_prefix(self) -> bool:
@@ -208,15 +209,15 @@ class ScarConfig:
 
   @property
   def aligns(self) -> bool:
-    """Alignment is defined: the prefix comes from encoder features."""
-    return self.prefix.compress != 'off' and not self.prefix.from_tokens
+    """Alignment is defined: a prefix that comes from encoder features."""
+    return self.prefix.seq_grid is not None and not self.prefix.from_tokens
 
 
 @functools.lru_cache(maxsize=64)
 def _layout(cfg: ScarConfig) -> Layout:
   return make_layout(
     cfg.make_order(),
-    cfg.prefix.out_grid,
+    cfg.prefix.seq_grid,
     cfg.text_len,
     prefix_mask=cfg.prefix_mask,
     prefix_rope=cfg.prefix_rope,

@@ -128,11 +128,24 @@ class Order(Protocol):
   def tokens(self, state: SampleState) -> Int[Array, 'B N']:
     """The finished target, in the layout that `targets` takes."""
 
+  def predicted(self, inputs: Inputs) -> Int[Array, '*B M']:
+    """Which target each input predicts, as `tokens` lays them out; or -1."""
+
 
 def grid_positions(grid: tuple[int, int]) -> np.ndarray:
   """(row, column) of each cell, row-major, float32 [h*w, 2]."""
   rows, columns = np.indices(grid).reshape(2, -1)
   return np.stack([rows, columns], -1).astype(np.float32)
+
+
+def laid_over(grid: tuple[int, int], side: tuple[int, int]) -> np.ndarray:
+  """Centres of the cells of one grid, measured on another over the same area.
+
+  Returns:
+    (row, column) of each cell of `grid` in cells of `side`, float32 [h*w, 2].
+  """
+  ratio = np.asarray(side, np.float32) / np.asarray(grid, np.float32)
+  return (grid_positions(grid) + 0.5) * ratio - 0.5
 
 
 def set_mask(
@@ -259,8 +272,7 @@ def make_layout(
   elif prefix_len and prefix_rope == 'offset_g':
     origin = order.side
   elif prefix_len and prefix_rope == 'aligned':
-    ratio = np.asarray(order.side, np.float32) / np.asarray(grid, np.float32)
-    positions = (positions + 0.5) * ratio - 0.5
+    positions = laid_over(grid, order.side)
   elif prefix_len:
     positions = np.zeros_like(positions)
   ids = np.arange(-set0, 0) if prefix_mask == 'causal' else np.zeros(set0)

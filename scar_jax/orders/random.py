@@ -319,6 +319,12 @@ class RandomOrder:
       state.tokens, jnp.argsort(state.perm, axis=1), axis=1
     )
 
+  def predicted(self, inputs: Inputs) -> Int[Array, '*B M']:
+    """Queries predict the cell that they stand at, contents nothing."""
+    row, column = jnp.moveaxis(jnp.asarray(inputs.positions), -1, 0)
+    cell = (row * self.grid[1] + column).astype(jnp.int32)
+    return jnp.where(np.asarray(inputs.kind) == QUERY, cell, -1)
+
 
 def _at(table: np.ndarray, index: Any) -> Array:
   """Rows of a constant table; the index may be traced."""

@@ -121,3 +121,7 @@ class RasterOrder:
   def tokens(self, state: SampleState) -> Int[Array, 'B N']:
     """All tokens, row-major."""
     return state.tokens
+
+  def predicted(self, inputs: Inputs) -> Int[Array, ' M']:
+    """The token after each."""
+    return inputs.index + 1

@@ -211,3 +211,7 @@ class ScaleOrder:
   def tokens(self, state: SampleState) -> Int[Array, 'B N']:
     """Ids of all scales, concatenated."""
     return state.tokens
+
+  def predicted(self, inputs: Inputs) -> Int[Array, ' M']:
+    """The id at the place of each, of all scales."""
+    return inputs.index

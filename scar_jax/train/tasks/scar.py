@@ -105,7 +105,7 @@ class ScarTask:
   name = 'scar'
   # What SCAR adds to a LlamaGen or a VAR, and the random order to a raster one.
   new = (
-    *('prefix/', 'null_prefix', 'query'),
+    *('prefix/', 'inject/', 'null_prefix', 'query'),
     *('scale/prefix_', 'scale/text_', 'scale/pooled'),
   )
 

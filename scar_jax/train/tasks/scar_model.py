@@ -33,8 +33,18 @@ def needed(artifacts: Mapping[str, Any], name: str) -> Any:
 
 
 def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
-  """The model that the sections and the frozen networks' sizes describe."""
+  """The model that the sections and the frozen networks' sizes describe.
+
+  Raises:
+    ValueError: a network is missing, or fields do not go together.
+  """
   model, text, prefix = config.model, config.text, config.prefix
+  if prefix.inject != 'prefill' and config.loss.align:
+    raise ValueError(
+      f'loss.align={config.loss.align} with prefix.inject={prefix.inject!r}: '
+      'alignment compares states of the prefix, and there is none; accepted: 0 '
+      "(set --config.loss.align=0, or --config.prefix.inject='prefill')"
+    )
   vq = needed(artifacts, 'tokenizer').config
   order = config.order.name
   check_tokenizer(order, vq)
@@ -93,6 +103,7 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
       norm=prefix.norm,
       places=prefix.places,
       null='fixed' if prefix.compress == 'vq' else 'learned',
+      inject=prefix.inject,
       dtype=model.dtype,
       **source,
     ),
