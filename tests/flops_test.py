@@ -59,6 +59,11 @@ def _task(order='raster', **changes):
     ('raster', {'prefix__compress': 'unshuffle', 'loss__align': 0.0}),
     ('random', {'prefix__compress': 'conv', 'order__num_sets': 2}),
     ('scale', {'prefix__compress': 'full', 'prefix__k': 2}),
+    ('raster', {'prefix__inject': 'cross', 'loss__align': 0.0}),
+    (
+      'scale',
+      {'prefix__inject': 'fusion', 'prefix__k': 1, 'loss__align': 0.0},
+    ),
   ],
 )
 def test_a_step_spends_what_its_shapes_say(order, changes):

@@ -101,7 +101,7 @@ def test_logits_see_all_of_the_condition_and_no_later_set(inject, order):
 
 
 def _alone(params):
-  """Blocks without attention: every position sees only itself."""
+  """The blocks' own branches off: every position sees only itself."""
   for name in ('attn', 'ffn'):
     part = params['params']['decoder']['layers'][name]
     last = part['out' if name == 'attn' else 'w2']
@@ -207,7 +207,5 @@ def test_what_cannot_be_injected_is_told(fields, message):
 
 
 def test_public_checkpoints_have_no_injection():
-  with pytest.raises(
-    ValueError, match=r"'cross' has no counterpart.*'prefill'"
-  ):
+  with pytest.raises(ValueError, match="'cross' has no counterpart in a"):
     editar.table(_made('cross', 'raster')[0].model.cfg)

@@ -215,7 +215,10 @@ def test_missing_measures_name_what_is_there(tmp_path):
 @pytest.mark.parametrize('setup', ['scenes', 'openmoji', 'paper'])
 @pytest.mark.parametrize(
   'name',
-  ['compression', 'ratio', 'delta', 'alignment', 'encoder', 'order'],
+  [
+    *('compression', 'ratio', 'delta', 'alignment', 'encoder', 'order'),
+    'injection',
+  ],
 )
 def test_every_run_of_the_shipped_sweeps_has_a_valid_config(name, setup):
   from scar_jax import config as config_lib
