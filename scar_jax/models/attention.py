@@ -67,7 +67,6 @@ def repeat_rows(cache: KVCache, count: int) -> KVCache:
     k=jnp.concatenate([cache.k] * count, axis=1),
     v=jnp.concatenate([cache.v] * count, axis=1),
     valid=jnp.concatenate([cache.valid] * count),
-    memory=jax.tree.map(lambda x: jnp.concatenate([x] * count), cache.memory),
   )
 
 

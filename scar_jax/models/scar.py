@@ -338,9 +338,9 @@ class Scar(nn.Module):
     cfg = self.cfg.decoder
     rows = set0.x.shape[0] // branches
     cache = make_cache(cfg, rows, cache_size, cfg.dtype)
-    cache = cache.replace(memory=jax.tree.map(lambda t: t[:rows], set0.memory))
     if not layout.set0_len:
-      return None, repeat_rows(cache, branches), set0.vector
+      cache = repeat_rows(cache, branches).replace(memory=set0.memory)
+      return None, cache, set0.vector
     cut = self.cfg.shared_len if branches > 1 else layout.set0_len
     hidden, cache = self._fill(
       jax.tree.map(lambda t: t[:rows], set0), cache, slice(0, cut)
@@ -348,6 +348,7 @@ class Scar(nn.Module):
     cache = repeat_rows(cache, branches)
     if cut < layout.set0_len:
       hidden, cache = self._fill(set0, cache, slice(cut, layout.set0_len))
+    cache = cache.replace(memory=set0.memory)
     return self.decoder.logits(hidden[:, -1:]), cache, set0.vector
 
   def _fill(

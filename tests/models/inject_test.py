@@ -14,10 +14,10 @@ from scar_setup import frozen_artifacts, scar_batch, scar_config
 
 from scar_jax.convert import editar
 from scar_jax.filters import SamplerConfig
-from scar_jax.models.inject import depths
+from scar_jax.models.inject import depths, read_by
 from scar_jax.models.prefill import PrefixConfig
-from scar_jax.models.scar import Scar
-from scar_jax.sampling import Sampler
+from scar_jax.orders import RandomOrder, RasterOrder
+from scar_jax.sampling import Sampler, generate
 from scar_jax.sampling_loop import stack_branches
 from scar_jax.sharding import logical_axes, unbox
 from scar_jax.train.tasks import make_task
@@ -100,6 +100,44 @@ def test_logits_see_all_of_the_condition_and_no_later_set(inject, order):
   assert not np.any(moved[2] > 1e-6)  # the null condition
 
 
+def test_copies_of_a_request_share_what_is_injected():
+  task, params, cond, _ = _made('fusion', 'raster')
+  cfg = SamplerConfig(guidance_mode='image_text')
+  scales = jnp.asarray([2.0, 1.5, 1.0])
+  run = jax.jit(
+    lambda cond, seeds, copies: generate(
+      task.model, params, cond, seeds, scales, cfg, trace=True, copies=copies
+    ),
+    static_argnums=2,
+  )
+  seeds = jnp.asarray([5, 8, 6, 9], jnp.uint32)
+  out = run(cond, seeds, 2)
+  alone = _sampled('fusion', 'raster')
+  np.testing.assert_array_equal(out.tokens[::2], alone.tokens)
+  np.testing.assert_allclose(out.raw[:, ::2], alone.raw, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('order', ORDERS)
+def test_cross_attention_knows_where_a_feature_lies(order):
+  *_, cond, logits = _made('cross', order)
+  out = _sampled('cross', order)
+  base = logits(out.tokens, cond, out.perm)
+  turned = cond.replace(features=jnp.roll(cond.features, 1, axis=1))
+  moved = np.abs(logits(out.tokens, turned, out.perm) - base).max(-1)
+  assert np.all(moved[:2] > 1e-4)
+
+
+def test_contents_of_the_random_order_predict_nothing():
+  order = RandomOrder((2, 2), 2)
+  perm = jnp.array([[3, 0, 1, 2]])
+  inputs = order.train_inputs(jnp.array([[10, 11, 12, 13]]), perm)
+  read = read_by(order, 2, slice(None), inputs)
+  assert read.tolist() == [[-1, -1, 3, 0, -1, -1, 1, 2]]
+  order = RasterOrder((2, 2))
+  inputs = order.train_inputs(jnp.array([[10, 11, 12, 13]]))
+  assert read_by(order, 2, slice(1, 2), inputs).tolist() == [0, 1, 2, 3]
+
+
 def _alone(params):
   """The blocks' own branches off: every position sees only itself."""
   for name in ('attn', 'ffn'):
@@ -133,11 +171,9 @@ def test_the_injection_reads_at_three_depths():
   assert depths(24) == (0, 8, 16)
   assert depths(22) == (0, 7, 14)
   assert depths(1) == (0,)
-  cfg = _made('fusion', 'raster')[0].model.cfg
-  model, (_, params, cond, _) = Scar(cfg), _made('fusion', 'raster')
-  # Block l turned off in turn: its own slot no longer counts.
+  task, params, cond, _ = _made('fusion', 'raster')
   tokens = jnp.zeros((2, 4), jnp.int32)
-  run = jax.jit(lambda p: model.apply(p, tokens, cond).logits)
+  run = jax.jit(lambda p: task.model.apply(p, tokens, cond).logits)
   base = run(params)
   for slot in range(3):
     other = jax.tree.map(lambda x: x, params)
