@@ -158,13 +158,15 @@ def test_fusion_gives_each_prediction_the_feature_of_its_place(order):
   tokens, perm = jnp.arange(18).reshape(3, 6) % 11, None
   if order == 'random':
     perm = cfg.make_order().draw(jax.random.split(jax.random.key(3), 3))
-  run = jax.jit(lambda c: model.apply(params, tokens, c, perm=perm).logits)
-  base = run(cond)
+  run = jax.jit(lambda c: model.apply(params, tokens, c, perm=perm).hidden)
+  base, layout = run(cond), cfg.make_layout()
   cells = np.arange(6)[None].repeat(3, 0) if perm is None else perm
   for cell in range(6):
     features = cond.features.at[:, cell // 3, cell % 3].add(1.0)
     moved = np.abs(run(cond.replace(features=features)) - base).max(-1) > 1e-6
-    np.testing.assert_array_equal(moved, cells == cell)
+    expected = np.zeros((3, layout.length), bool)
+    expected[:, layout.logit_index] = cells == cell
+    np.testing.assert_array_equal(moved, expected)
 
 
 def test_the_injection_reads_at_three_depths():
@@ -222,7 +224,7 @@ def test_cross_attention_takes_compressed_features_and_their_restorer():
 
   found, (metrics, _) = grads(params)
   assert {'ce', 'pres'} <= set(metrics)
-  assert 'align' not in metrics
+  assert not task.model.cfg.aligns
   for part in (found['inject'], found['prefix']):
     assert all(np.any(g != 0) for g in jax.tree.leaves(part))
 
