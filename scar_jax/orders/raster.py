@@ -124,4 +124,4 @@ class RasterOrder:
 
   def predicted(self, inputs: Inputs) -> Int[Array, ' M']:
     """The token after each."""
-    return inputs.index + 1
+    return jnp.asarray(inputs.index) + 1
