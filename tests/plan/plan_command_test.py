@@ -123,7 +123,7 @@ def test_cached_tokens_leave_the_tokenizer_out_of_the_step():
     (['--mesh=fdsp:2'], "mesh='fdsp:2'; accepted: AXIS:SIZE of replica, data"),
     (['--topology=v5e:4'], 'has 1 axes; accepted: 2'),
     (['--search', '--sample'], '--search with --sample; accepted: one of'),
-    (['--cached_tokens', '--sample'], '--cached_tokens with --sample; accepted'),
+    (['--cached_tokens', '--sample'], '--cached_tokens with --sample'),
     (['--topology='], 'scar plan needs --topology'),
   ],
 )
