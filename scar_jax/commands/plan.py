@@ -46,6 +46,10 @@ def define(values: flags.FlagValues) -> None:
     'times at best.', flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool(
+    'cached_tokens', False, 'Target tokens come from a cache of `scar '
+    'tokenize`: no tokenizer in the training step.', flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_bool(
     'search', False, 'Try meshes, microbatches and remat policies.',
     flag_values=values,
   )  # fmt: skip
@@ -65,11 +69,12 @@ def run(args: Args) -> str:
   for name in ('config', 'topology'):
     if not given[name].value:
       raise ValueError(f'scar plan needs --{name}. Example: {EXAMPLE}')
-  if given.search and given.sample:
-    raise ValueError(
-      '--search with --sample; accepted: one of them (a search is over '
-      'training steps)'
-    )
+  for name in ('search', 'cached_tokens'):
+    if given[name].value and given.sample:
+      raise ValueError(
+        f'--{name} with --sample; accepted: one of them (it is about training '
+        'steps)'
+      )
   from scar_jax import config as config_lib
   from scar_jax.commands.console import say
   from scar_jax.eval.report import write_json
@@ -85,11 +90,13 @@ def run(args: Args) -> str:
   config = config_lib.check(load_config(given.config, overrides))
   compile_lib.prepare_environment()
   if given.search:
-    report, rows = _search(config, topology, given.tries, given.quick)
+    report, rows = _search(config, topology, given)
   else:
     what = 'sample' if given.sample else 'train'
     say(f'compiling {what} of {given.config} for {topology.name}')
-    setup = compile_lib.set_up(config, topology, given.quick)
+    setup = compile_lib.set_up(
+      config, topology, given.quick, given.cached_tokens
+    )
     compiler = getattr(compile_lib, f'compile_{what}')
     report = make_report(setup, compiler(setup), topology, what)
     rows = None
@@ -126,7 +133,7 @@ def mesh_overrides(text: str) -> dict[str, str]:
 
 
 def _search(
-  config: Any, topology: Any, tries: int, quick: bool
+  config: Any, topology: Any, given: flags.FlagValues
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """The best report, and a row for each try."""
   from scar_jax.commands.console import say
@@ -134,12 +141,13 @@ def _search(
   from scar_jax.plan.report import verdict
   from scar_jax.plan.search import label, row, search
 
-  say(f'searching for {topology.name}, {tries} programs at most')
+  say(f'searching for {topology.name}, {given.tries} programs at most')
   reports = search(
     config,
     topology,
-    tries,
-    quick,
+    given.tries,
+    given.quick,
+    given.cached_tokens,
     lambda r: say(f'  {label(r)}: {verdict(r)}'),
   )
   if not reports:

@@ -138,13 +138,19 @@ def devices_of(topology: Topology) -> tuple[Any, ...]:
   return tuple(found.devices)
 
 
-def set_up(config: Config, topology: Topology, quick: bool = False) -> Setup:
+def set_up(
+  config: Config,
+  topology: Topology,
+  quick: bool = False,
+  cached_tokens: bool = False,
+) -> Setup:
   """Builds everything but the program.
 
   Args:
     config: checked.
     topology: for which.
     quick: see `Setup`.
+    cached_tokens: see `abstract_batch`.
 
   Raises:
     ValueError: sizes that do not divide, a network that is not named.
@@ -162,7 +168,7 @@ def set_up(config: Config, topology: Topology, quick: bool = False) -> Setup:
     heads = task.editor.model.decoder.heads
     check_tensor_axis(mesh.shape['tensor'], heads)
   places = sharding.frozen_shardings(dict(task.frozen), mesh)
-  batch = abstract_batch(config, task, mesh)
+  batch = abstract_batch(config, task, mesh, cached_tokens)
   with jax.set_mesh(mesh):
     made = assemble(config, task, batch, mesh)
   return Setup(
@@ -177,9 +183,20 @@ def set_up(config: Config, topology: Topology, quick: bool = False) -> Setup:
 
 
 def abstract_batch(
-  config: Config, task: Any, mesh: Mesh
+  config: Config, task: Any, mesh: Mesh, cached_tokens: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a global batch, as the loader would give them."""
+  """Shapes of a global batch, as the loader would give them.
+
+  Args:
+    config: checked.
+    task: that the batch is for.
+    mesh: over which it is split.
+    cached_tokens: the target's tokens come with its picture, as from a cache
+      of `scar tokenize`: the step runs the encoder, and no tokenizer.
+
+  Raises:
+    ValueError: `cached_tokens` for a task that predicts none.
+  """
   count, size = config.data.batch, config.data.image_size
   pictures = ('target',)
   shapes: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -195,6 +212,13 @@ def abstract_batch(
     elif model.text.kind != 'none':
       shapes['text'] = ((model.text.length,), jnp.int32)
       shapes['text_mask'] = ((model.text.length,), jnp.bool_)
+    if cached_tokens:
+      shapes['tokens'] = ((task.tokens,), jnp.int32)
+  elif cached_tokens:
+    raise ValueError(
+      f"--cached_tokens with task={config.task!r}; accepted: task='scar' "
+      '(set --config)'
+    )
   for name, _ in getattr(config.loss, 'labels', ()):
     shapes[f'label_{name}'] = ((), jnp.int32)
   shapes |= dict.fromkeys(pictures, ((size, size, 3), jnp.float32))

@@ -52,6 +52,7 @@ def make_report(
     'accum': config.train.accum,
     'remat': getattr(config.model, 'remat', ''),
     'quick': setup.quick,
+    'cached_tokens': 'tokens' in setup.batch,
     'fits': memory.total <= topology.chip.hbm,
     'hbm_bytes': memory.total,
     'hbm_limit_bytes': float(topology.chip.hbm),
@@ -95,7 +96,10 @@ def _analytic(setup: Setup, what: str) -> dict[str, float]:
   task, batch = setup.task, setup.config.data.batch
   if what == 'train':
     flops = optional(task, 'flops')
-    return flops(batch) if flops else {}
+    parts = flops(batch) if flops else {}
+    if 'tokens' in setup.batch:
+      parts.pop('tokenizer', None)
+    return parts
   mode = split_scales(task.editor.sample)[1].guidance_mode
   return sample_flops(
     task.editor.model,

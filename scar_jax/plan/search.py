@@ -28,6 +28,7 @@ def search(
   topology: Topology,
   tries: int = 24,
   quick: bool = False,
+  cached_tokens: bool = False,
   tell: Callable[[Report], Any] = lambda report: None,
 ) -> list[Report]:
   """Compiles until the meshes or the tries are used up.
@@ -37,6 +38,7 @@ def search(
     topology: for which.
     tries: programs to compile at most.
     quick: see `compile.Setup`.
+    cached_tokens: see `compile.abstract_batch`.
     tell: called with each report as it comes.
 
   Returns:
@@ -62,7 +64,7 @@ def search(
         if len(reports) >= tries:
           return _sorted(reports)
         variant = _variant(config, mesh, accum, remat)
-        setup = set_up(variant, topology, quick)
+        setup = set_up(variant, topology, quick, cached_tokens)
         report = make_report(setup, compile_train(setup), topology, 'train')
         reports.append(report)
         tell(report)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import pytest
 from PIL import Image
 
@@ -94,12 +95,35 @@ def test_the_batch_is_that_of_the_loader():
   loader.close()
 
 
+def test_cached_tokens_leave_the_tokenizer_out_of_the_step():
+  raw = load_config('configs/scenes.py:edit,smoke', {
+    'tokenizer.size': 'tiny', 'encoder.size': 'tiny',
+  })  # fmt: skip
+  config = check(raw)
+  mesh = make_mesh(vars(config.mesh))
+  task = make_task(config, abstract_artifacts(config))
+  batch = compile_lib.abstract_batch(config, task, mesh, cached_tokens=True)
+  assert batch['tokens'].shape == (config.data.batch, 64)
+  assert {'target', 'condition'} <= set(batch)  # the encoder sees both
+
+  def encodes(batch):
+    params = jax.eval_shape(task.init, jax.random.key(0), batch)['params']
+    step = jax.make_jaxpr(
+      lambda p, f, b: task.loss(p, {}, f, b, jax.random.key(0), True)
+    )
+    return 'argmin' in str(step(params, dict(task.frozen), batch))
+
+  assert encodes({k: v for k, v in batch.items() if k != 'tokens'})
+  assert not encodes(batch)
+
+
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
     (['--mesh=fdsp:2'], "mesh='fdsp:2'; accepted: AXIS:SIZE of replica, data"),
     (['--topology=v5e:4'], 'has 1 axes; accepted: 2'),
     (['--search', '--sample'], '--search with --sample; accepted: one of'),
+    (['--cached_tokens', '--sample'], '--cached_tokens with --sample'),
     (['--topology='], 'scar plan needs --topology'),
   ],
 )
