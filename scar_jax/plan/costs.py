@@ -221,7 +221,7 @@ def hbm_bytes(i: Instruction, inside: Computation, module: Module) -> float:
       # The start and the end of an exchange only hand buffers on.
       if any('"AsyncCollective' in inner.text for inner in fused.values()):
         return 0.0
-      return _fused_bytes(i, operands, fused)
+      return _fused_bytes(i, operands, fused, module)
   if i.opcode in _SLICES:
     return 2.0 * _in_hbm(i)
   if i.opcode == 'dynamic-update-slice':
@@ -246,44 +246,60 @@ def _in_hbm(i: Instruction) -> float:
 
 
 def _fused_bytes(
-  i: Instruction, operands: Sequence[Instruction], fused: Computation
+  i: Instruction,
+  operands: Sequence[Instruction],
+  fused: Computation,
+  module: Module,
 ) -> float:
-  users = fused.users()
+  read = _reads(fused, module)
   total = 0.0
-  for inner in fused.values():
-    if inner.opcode != 'parameter':
-      continue
-    place = int(inner.inner) if inner.inner.strip().isdigit() else -1
-    if not 0 <= place < len(operands):
-      continue
-    outer = operands[place]
+  for place, outer in enumerate(operands):
     whole = _in_hbm(outer)
     if whole:
-      total += min(whole, _read(inner, users))
-  return total + _written(i, fused)
+      total += min(whole, read.get(place, 0.0))
+  return total + _written(i, fused, module)
 
 
-def _read(parameter: Instruction, users: Mapping[str, list]) -> float:
-  """Bytes of a parameter that a fusion looks at."""
+def _reads(fused: Computation, module: Module) -> dict[int, float]:
+  """Place of a parameter -> bytes of it that a fusion looks at."""
+  users = fused.users()
+  return {
+    int(inner.inner): _read(inner, users, module)
+    for inner in fused.values()
+    if inner.opcode == 'parameter' and inner.inner.strip().isdigit()
+  }
+
+
+def _read(
+  value: Instruction, users: Mapping[str, list], module: Module
+) -> float:
+  """Bytes of a value that its users look at; infinity is all of them."""
   total = 0.0
-  for user in users.get(parameter.name, ()):
+  for user in users.get(value.name, ()):
     if user.opcode == 'bitcast':
-      total += _read(user, users)
+      total += _read(user, users, module)
     elif user.opcode == 'tuple' or user.opcode in COLLECTIVES:
       continue  # handed on
-    elif user.opcode in _SLICES and user.operands[0] == parameter.name:
+    elif user.opcode in _SLICES and user.operands[0] == value.name:
       total += sum(s.bytes for s in user.shapes)
     elif (
-      user.opcode == 'dynamic-update-slice'
-      and user.operands[0] == parameter.name
+      user.opcode == 'dynamic-update-slice' and user.operands[0] == value.name
     ):
       continue
+    elif user.opcode == 'fusion' and user.called('calls'):
+      # A fusion within a fusion, where the slices of stacked layers end up.
+      reads = _reads(module.computations[user.called('calls')[0]], module)
+      total += sum(
+        reads.get(place, 0.0)
+        for place, name in enumerate(user.operands)
+        if name == value.name
+      )
     else:
       return math.inf
   return total
 
 
-def _written(i: Instruction, fused: Computation) -> float:
+def _written(i: Instruction, fused: Computation, module: Module) -> float:
   """Bytes that a fusion writes; of an update in place, the update."""
   root = fused.root
   parts = [root]
@@ -293,10 +309,17 @@ def _written(i: Instruction, fused: Computation) -> float:
     return _in_hbm(i)
   total = 0.0
   for shape, part in zip(i.shapes, parts, strict=True):
-    while part.opcode in ('bitcast', *COLLECTIVES):
-      part = fused[part.operands[0]]
+    where = fused
+    while True:
+      if part.opcode in ('bitcast', *COLLECTIVES):
+        part = where[part.operands[0]]
+      elif part.opcode == 'fusion' and len(part.shapes) == 1:
+        where = module.computations[part.called('calls')[0]]
+        part = where.root
+      else:
+        break
     size = 0.0 if part.opcode == 'parameter' else shape.bytes
-    if part.opcode == 'dynamic-update-slice' and part.operands[1] in fused:
-      size = sum(s.bytes for s in fused[part.operands[1]].shapes)
-    total += size if shape.space == HBM else 0.0
+    if part.opcode == 'dynamic-update-slice' and part.operands[1] in where:
+      size = sum(s.bytes for s in where[part.operands[1]].shapes)
+    total += size * (shape.space == HBM)
   return total

@@ -280,3 +280,45 @@ ENTRY %main (x: f32[8], y: f32[32], z: f32[64]) -> (f32[64], f32[32]) {
 }
 """
   assert count(parse(text), _AXES).bytes == 2 * 64 * 4
+
+
+def test_a_fusion_in_a_fusion_reads_its_slice_and_writes_its_update():
+  text = """%slice (p: f32[50,4,8], i: s32[]) -> f32[4,8] {
+  %p = f32[50,4,8]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %z = s32[] constant(0)
+  %d = f32[1,4,8]{2,1,0} dynamic-slice(%p, %i, %z, %z), dynamic_slice_sizes={1,4,8}
+  ROOT %b = f32[4,8]{1,0} bitcast(%d)
+}
+
+%update (c: f32[50,2,8], u: f32[1,2,8], i: s32[]) -> f32[50,2,8] {
+  %c = f32[50,2,8]{2,1,0} parameter(0)
+  %u = f32[1,2,8]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %z = s32[] constant(0)
+  ROOT %w = f32[50,2,8]{2,1,0} dynamic-update-slice(%c, %u, %i, %z, %z)
+}
+
+%step (p: f32[50,4,8], c: f32[50,2,8], x: f32[2,4], i: s32[]) -> f32[50,2,8] {
+  %p = f32[50,4,8]{2,1,0} parameter(0)
+  %c = f32[50,2,8]{2,1,0} parameter(1)
+  %x = f32[2,4]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %w = f32[4,8]{1,0} fusion(%p, %i), kind=kLoop, calls=%slice
+  %y = f32[2,8]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %u = f32[1,2,8]{2,1,0} bitcast(%y)
+  ROOT %n = f32[50,2,8]{2,1,0} fusion(%c, %u, %i), kind=kLoop, calls=%update
+}
+
+ENTRY %main (p: f32[50,4,8], c: f32[50,2,8], x: f32[2,4], i: s32[]) -> f32[50,2,8] {
+  %p = f32[50,4,8]{2,1,0} parameter(0)
+  %c = f32[50,2,8]{2,1,0} parameter(1)
+  %x = f32[2,4]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  ROOT %f = f32[50,2,8]{2,1,0} fusion(%p, %c, %x, %i), kind=kOutput, calls=%step
+}
+"""  # noqa: E501
+  found = count(parse(text), ONE)
+  assert found.flops == 2 * 2 * 4 * 8
+  # One layer's weights, x and the counter; the update of two rows.
+  assert found.bytes == 4 * (4 * 8 + 2 * 4 + 1) + 4 * 2 * 8
