@@ -210,6 +210,7 @@ class SampleConfig:
   image_guidance: float = number(1.0, 0.0)  # on the condition; 1 is off
   ramp: str = choice('', '', *RAMPS)  # of guidance over sets; '': by order
   smooth: bool = False  # scale order: mix codes in place of drawing one
+  mean_code: bool = False  # other orders: decode the mean of the codes
   num_sets: int = number(0, 0)  # steps of the random order; 0: as trained
   schedule: str = choice('random', *SCHEDULES)  # random order
   schedule_noise: float = number(1.0, 0.0)  # Gumbel, of 'confidence'

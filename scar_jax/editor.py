@@ -209,8 +209,8 @@ class Editor:
       progress: called with pictures made and pictures in all.
       **settings: fields of `filters.SamplerConfig` in place of the model's own:
         guidance, guidance_image (strengths on text and condition image; 1 is
-        off), temperature, top_k, top_p, smooth, ramp, num_sets, schedule,
-        schedule_noise.
+        off), temperature, top_k, top_p, smooth, mean_code, ramp, num_sets,
+        schedule, schedule_noise.
 
     Raises:
       ValueError: unreadable picture, mask or prompt, lists of different
@@ -310,11 +310,12 @@ class Editor:
       )
       assert out.done is not None
       done = np.asarray(out.done)
-      if out.latent is None:
+      scales = parts.cfg.model.order == 'scale'
+      if not scales:
         seen = covered(seen, done.reshape(-1, *grid), below)
       yield Growth(
         int(done[0].sum()),
-        done.shape[1] if out.latent is not None else grid[0] * grid[1],
+        done.shape[1] if scales else grid[0] * grid[1],
         [
           as_output(output, framed(seen[at], sources[at], *requests.frame(i)))
           for at, i in enumerate(rows)

@@ -45,6 +45,10 @@ class SamplerConfig:
       1 (VAR); 'tokens' = with the share of tokens known before the set.
     smooth: scale order: in place of one code each position adds a mixture of
       codes to the latent (VAR's `more_smooth`; for show, not for scores).
+    mean_code: the other orders: the picture is decoded from the mean of the
+      codes under the guided, filtered distribution of each token (a temperature
+      of 0 counts as 1 there); the tokens are drawn as ever. Less noise where
+      several codes look alike, and soft where they do not.
     num_sets: steps of the random order; 0 is as trained.
     schedule: of the random order: 'random' places, or 'confidence': before each
       step the model looks at all places that are left, and those whose best
@@ -64,6 +68,7 @@ class SamplerConfig:
   cfg_interval: int = -1
   ramp: str = 'constant'
   smooth: bool = False
+  mean_code: bool = False
   num_sets: int = 0
   schedule: str = 'random'
   schedule_noise: float = 1.0
@@ -187,6 +192,14 @@ def draw(
     filtered = filter_logits(logits, cfg)
     tokens = jax.vmap(jax.random.categorical)(keys, filtered)
   return tokens.astype(jnp.int32), bad
+
+
+def weights(
+  logits: Float[Array, 'B n V'], cfg: SamplerConfig
+) -> Float[Array, 'B n V']:
+  """Probabilities after the filters; a temperature of 0 counts as 1."""
+  drawn = dataclasses.replace(cfg, temperature=cfg.temperature or 1.0)
+  return jax.nn.softmax(filter_logits(logits, drawn), axis=-1)
 
 
 def mixture(

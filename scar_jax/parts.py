@@ -170,6 +170,7 @@ def sampler_config(section: Any, order: str = 'raster') -> SamplerConfig:
     guidance_image=image,
     ramp=section.ramp or _RAMPS.get(order, 'constant'),
     smooth=section.smooth,
+    mean_code=section.mean_code,
     num_sets=section.num_sets,
     schedule=section.schedule,
     schedule_noise=section.schedule_noise,
@@ -252,10 +253,10 @@ class Parts:
       rngs={'noise': rng},
     )
 
-  def accumulate(self, frozen: Mapping[str, PyTree]) -> Accumulate | None:
-    """What the scale order asks of its tokenizer; a pytree. Else None."""
+  def accumulate(self, frozen: Mapping[str, PyTree]) -> Accumulate:
+    """What sampling asks of the tokenizer, as a pytree; see `Loop`."""
     if self.cfg.model.order != 'scale':
-      return None
+      return jax.tree_util.Partial(_look_up, self.codes(frozen))
     return accumulator(self.tokenizer.cfg, frozen['tokenizer'])
 
   def codes(self, frozen: Mapping[str, PyTree]) -> Float[Array, 'V C']:
@@ -274,7 +275,7 @@ class Parts:
     Args:
       frozen: parameters.
       tokens: row-major; of all scales in the scale order.
-      latent: the sampler's sum of codes, decoded in place of the tokens.
+      latent: the sampler's mixture of codes, decoded in place of the tokens.
     """
     params = {'params': frozen['tokenizer']}
     if latent is not None:
@@ -372,3 +373,13 @@ def _field(batch: Batch, name: str) -> Array:
 def to_uint8(images: Float[Array, 'B H W 3']) -> Array:
   """[-1, 1], clamped, to 0 ... 255."""
   return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+def _look_up(
+  codes: Float[Array, 'V C'], k: int, latent: None, chosen: Array
+) -> tuple[Array, None]:
+  """An `Accumulate` for orders of tokens: codes of ids, means of weights."""
+  del k, latent
+  if jnp.issubdtype(chosen.dtype, jnp.floating):
+    return chosen @ codes, None
+  return codes[chosen], None

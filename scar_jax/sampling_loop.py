@@ -16,11 +16,18 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from scar_jax.filters import SamplerConfig, draw, guide, mixture, ramp_weights
+from scar_jax.filters import (
+  SamplerConfig,
+  draw,
+  guide,
+  mixture,
+  ramp_weights,
+  weights,
+)
 from scar_jax.models.attention import KVCache
 from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
-from scar_jax.orders.layout import Inputs, SampleState, take_set
+from scar_jax.orders.layout import Inputs, SampleState, put_set, take_set
 from scar_jax.orders.random import Known
 from scar_jax.orders.scale import Accumulate
 from scar_jax.sampling_steps import Piece, sampling_order
@@ -49,7 +56,8 @@ class Generated(NamedTuple):
   Attributes:
     tokens: finished targets, row-major.
     bad: samples whose logits no draw was possible from.
-    latent: sum of the codes (scale order); with `smooth` no tokens have it.
+    latent: sum of the codes (scale order), or their means (`mean_code`); with
+      `smooth` and with means no tokens have it.
     done: targets that are drawn; None is all of them.
     guided: guided logits in target order, only with `trace`.
     raw: logits of every branch, the conditional one first, with `trace`.
@@ -140,7 +148,8 @@ class Loop:
     cfg: filters and guidance mode, static.
     forced: tokens in target order that replace the draws.
     trace: keep the logits.
-    accumulate: of the multi-scale tokenizer, for the scale order.
+    accumulate: of the multi-scale tokenizer, for the scale order; for the
+      others, with `mean_code`, `codes of (ids or weights), None`.
     known: tokens to keep, for the random order.
   """
 
@@ -196,6 +205,8 @@ class Loop:
     state = order.start(self.batch, sample_keys(self.seeds, PERMUTATION))
     if self.known is not None:
       state = order.known_first(state, self.known)
+    if self.cfg.mean_code:
+      state = state.replace(latent=self._codes(state.tokens))
     carry = Carry(state, cache, vector, jnp.zeros(self.batch, bool))
     if not order.from_prefix:
       return carry, None
@@ -267,7 +278,13 @@ class Loop:
       drawn = jnp.arange(self.order.num_targets) < count
       drawn = jnp.broadcast_to(drawn, state.tokens.shape)
       done = self.order.tokens(state.replace(tokens=drawn))
-    return Generated(self.order.tokens(state), carry.bad, state.latent, done)
+    latent = state.latent
+    if self.cfg.mean_code:
+      if state.perm is not None:
+        back = jnp.argsort(state.perm, axis=1)[..., None]
+        latent = jnp.take_along_axis(latent, back, axis=1)
+      latent = latent.reshape(self.batch, *self.order.grid, -1)
+    return Generated(self.order.tokens(state), carry.bad, latent, done)
 
   def _guided_by(self, weight, logits):
     raw = logits.reshape(self.branches, self.batch, *logits.shape[1:])
@@ -296,7 +313,22 @@ class Loop:
       soft = mixture(heated, keys, self.cfg, progress)
       tokens = jnp.argmax(soft, axis=-1).astype(jnp.int32)
       add = _adds(add, soft)
-    return self.order.write(state, k, tokens, add), bad, (guided, raw)
+    state = self.order.write(state, k, tokens, add)
+    if self.cfg.mean_code:
+      mean = self._codes(weights(heated, self.cfg))
+      if self.known is not None:
+        kept = self._kept(state, start, size)[..., None]
+        mean = jnp.where(kept, self._codes(tokens), mean)
+      state = state.replace(latent=put_set(state.latent, mean, start))
+    return state, bad, (guided, raw)
+
+  def _codes(self, chosen):
+    if self.accumulate is None:
+      raise ValueError(
+        'mean_code=True with accumulate=None; accepted: that of `Parts`, which '
+        'looks up codes'
+      )
+    return self.accumulate(0, None, chosen)[0]
 
   def _step(self, carry: Carry, k, like: int, start, weight):
     size = self.sizes[like]

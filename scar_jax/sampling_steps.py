@@ -132,8 +132,15 @@ def check_smooth(model: ScarConfig, cfg: SamplerConfig) -> None:
   """Raises where a mixture of codes has no place to go.
 
   Raises:
-    ValueError: `smooth` with an order whose inputs are tokens.
+    ValueError: `smooth` with an order whose inputs are tokens, `mean_code` with
+      the one whose inputs are not.
   """
+  if cfg.mean_code and model.order == 'scale':
+    raise ValueError(
+      "sample.mean_code=True with order 'scale', whose latent is a sum over "
+      'scales; accepted: raster or random, or sample.smooth=True '
+      '(set --config.sample.mean_code=False)'
+    )
   if cfg.smooth and model.order != 'scale':
     raise ValueError(
       f'sample.smooth=True with order {model.order!r}, which goes on from '

@@ -26,7 +26,7 @@ _CHOICES = {
   'schedule': 'Of the random order: any places next, or those the model is '
   'surest of.',
 }
-SETTINGS = (*_FLOATS, *_COUNTS, *_CHOICES, 'smooth')
+SETTINGS = (*_FLOATS, *_COUNTS, *_CHOICES, 'smooth', 'mean_code')
 
 
 def define(values: flags.FlagValues) -> None:
@@ -44,6 +44,10 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_float(name, None, about, flag_values=values)
   flags.DEFINE_boolean(
     'smooth', None, 'Mix codes in place of drawing one (scale order).',
+    flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_boolean(
+    'mean_code', None, 'Decode the mean of the likely codes (other orders).',
     flag_values=values,
   )  # fmt: skip
   for name, about in _COUNTS.items():
