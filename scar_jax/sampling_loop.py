@@ -20,6 +20,7 @@ from scar_jax.filters import SamplerConfig, draw, guide, mixture, ramp_weights
 from scar_jax.models.attention import KVCache
 from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
+from scar_jax.models.stack import taken_apart
 from scar_jax.orders.layout import Inputs, SampleState, take_set
 from scar_jax.orders.random import Known
 from scar_jax.orders.scale import Accumulate
@@ -234,9 +235,11 @@ class Loop:
       used += (last - first) * size
     cache = carry.cache.replace(used=used - size)
 
+    variables = taken_apart(self.variables)
+
     def body(carry: Carry, x: Any) -> tuple[Carry, Any]:
       k, start, weight = x
-      new, log = self._step(carry, k, first, start, weight)
+      new, log = self._step(carry, k, first, start, weight, variables)
       new = new.replace(cache=new.cache.replace(used=carry.cache.used))
       return new, (log if self.trace else None)
 
@@ -298,11 +301,11 @@ class Loop:
       add = _adds(add, soft)
     return self.order.write(state, k, tokens, add), bad, (guided, raw)
 
-  def _step(self, carry: Carry, k, like: int, start, weight):
+  def _step(self, carry: Carry, k, like: int, start, weight, variables=None):
     size = self.sizes[like]
     inputs = self.order.step_inputs(carry.state, k, like)
     logits, cache = self.model.apply(
-      self.variables,
+      variables or self.variables,
       _tiled(inputs, self.branches),
       carry.cache,
       carry.vector,

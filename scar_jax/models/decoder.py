@@ -12,7 +12,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.models import layers as nl
@@ -24,14 +23,13 @@ from scar_jax.models.attention import (
   empty_cache,
 )
 from scar_jax.models.blocks import (
-  AdaLNBlock,
   Carry,
-  LlamaBlock,
   Shared,
   ada_std,
   by_position,
 )
-from scar_jax.models.remat import REMAT, rematerialised
+from scar_jax.models.remat import REMAT
+from scar_jax.models.stack import run_layers
 from scar_jax.orders.layout import set_mask
 from scar_jax.sharding import constrain, platform
 
@@ -326,21 +324,7 @@ class SetDecoder(nn.Module):
         cond = self.shared_ada(cond).reshape(*cond.shape[:-1], 6, cfg.width)
     rope = None if rope is None else nl.spread_rope(rope)
     shared = Shared(mask, key_valid if kernel else None, rope, at, cond, early)
-    stack = nn.scan(
-      rematerialised(
-        AdaLNBlock if cfg.block == 'adaln' else LlamaBlock, cfg.remat, cfg.scan
-      ),
-      variable_axes={'params': 0, 'intermediates': 0},
-      split_rngs={'params': True, 'dropout': True},
-      in_axes=(0, 0, nn.broadcast),
-      length=cfg.layers,
-      unroll=1 if cfg.scan else cfg.layers,
-      metadata_params={nn.PARTITION_NAME: 'layers'},
-    )
-    path_rates = np.linspace(0, cfg.drop_path, cfg.layers, dtype=np.float32)
-    carry, _ = stack(cfg, deterministic, kernel, name='layers')(
-      carry, jnp.arange(cfg.layers), jnp.asarray(path_rates), shared
-    )
+    carry = run_layers(self, carry, shared, deterministic, kernel)
     if cache is not None:
       cache = cache.replace(k=carry.k, v=carry.v)
     return carry.x, cache
