@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from scar_jax.filters import SamplerConfig, draw, guide, mixture, ramp_weights
 from scar_jax.models.attention import KVCache
+from scar_jax.models.blocks import Modulation
 from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
 from scar_jax.models.stack import taken_apart
@@ -120,13 +121,13 @@ class Carry:
   Attributes:
     state: tokens so far.
     cache: keys and values of all branches.
-    vector: condition vector of the adaln blocks.
+    steered: the condition of the adaln blocks.
     bad: samples whose logits no draw was possible from.
   """
 
   state: SampleState
   cache: KVCache
-  vector: Float[Array, 'B D'] | None
+  steered: Modulation | None
   bad: Bool[Array, ' B']
 
 
@@ -192,12 +193,12 @@ class Loop:
     )
     if copies > 1:
       prefilled = _copied(prefilled, copies)
-    logits, cache, vector = prefilled
+    logits, cache, steered = prefilled
     cache = cache.replace(used=length - order.input_len)
     state = order.start(self.batch, sample_keys(self.seeds, PERMUTATION))
     if self.known is not None:
       state = order.known_first(state, self.known)
-    carry = Carry(state, cache, vector, jnp.zeros(self.batch, bool))
+    carry = Carry(state, cache, steered, jnp.zeros(self.batch, bool))
     if not order.from_prefix:
       return carry, None
     state, bad, log = self._choose(
@@ -308,7 +309,7 @@ class Loop:
       variables or self.variables,
       _tiled(inputs, self.branches),
       carry.cache,
-      carry.vector,
+      carry.steered,
       size,
       method='decode',
     )
@@ -324,7 +325,7 @@ class Loop:
       self.variables,
       inputs,
       carry.cache,
-      carry.vector,
+      carry.steered,
       last=left,
       key_valid=jnp.broadcast_to(seen, (self.batch * self.branches, len(seen))),
       method='decode',
@@ -341,8 +342,8 @@ class Loop:
 
 
 def _copied(prefilled: Any, copies: int) -> Any:
-  """Logits, cache and vector of set 0, each sample `copies` times in a row."""
-  logits, cache, vector = prefilled
+  """Results of the prefill, each sample `copies` times in a row."""
+  logits, cache, steered = prefilled
 
   def repeat(x: Any, axis: int = 0) -> Any:
     return None if x is None else jnp.repeat(x, copies, axis=axis)
@@ -350,7 +351,7 @@ def _copied(prefilled: Any, copies: int) -> Any:
   cache = cache.replace(
     k=repeat(cache.k, 1), v=repeat(cache.v, 1), valid=repeat(cache.valid)
   )
-  return repeat(logits), cache, repeat(vector)
+  return repeat(logits), cache, jax.tree.map(repeat, steered)
 
 
 def _steps_in_a_row(log: Float[Array, 'K ... n V']) -> Array:

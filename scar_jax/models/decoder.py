@@ -24,7 +24,9 @@ from scar_jax.models.attention import (
 )
 from scar_jax.models.blocks import (
   Carry,
+  Modulation,
   Shared,
+  ada_of_layers,
   ada_std,
   by_position,
 )
@@ -261,15 +263,30 @@ class SetDecoder(nn.Module):
   def final_norm(
     self,
     x: Float[Array, 'B L D'],
-    cond: Float[Array, 'B *n D'] | None = None,
+    cond: Float[Array, 'B *n D'] | Modulation | None = None,
     early: Bool[Array, ' L'] | None = None,
   ) -> Float[Array, 'B L D']:
     """The norm before the head; AdaLN's is float32 and needs `cond`."""
     if self.cfg.block == 'llama':
       return self.norm(x)
-    ada = self.head_ada(nn.silu(cond.astype(jnp.float32)))
+    ada = cond.head if isinstance(cond, Modulation) else self._head_ada(cond)
     scale, shift = jnp.split(by_position(ada, early), 2, axis=-1)
     return nl.layer_norm(x, self.cfg.norm_eps) * (1 + scale) + shift
+
+  def modulate(self, cond: Float[Array, 'B D']) -> Modulation:
+    """What a condition does in all layers: the same in a sampler's steps."""
+    layers = nn.unbox(self.variables)['params']['layers']
+    ada = ada_of_layers(self.cfg, layers, self._ada_input(cond))
+    return Modulation(cond, ada, self._head_ada(cond))
+
+  def _head_ada(self, cond: Float[Array, 'B *n D']) -> Array:
+    return self.head_ada(nn.silu(cond.astype(jnp.float32)))
+
+  def _ada_input(self, cond: Float[Array, 'B *n D']) -> Array:
+    cond = nn.silu(cond.astype(jnp.float32))
+    if self.cfg.shared_ada:
+      cond = self.shared_ada(cond).reshape(*cond.shape[:-1], 6, self.cfg.width)
+    return cond
 
   @nn.compact
   def blocks(
@@ -279,7 +296,7 @@ class SetDecoder(nn.Module):
     set_ids: Int[Array, ' L'],
     cache: KVCache | None = None,
     key_valid: Bool[Array, 'B L'] | None = None,
-    cond: Float[Array, 'B *n D'] | None = None,
+    cond: Float[Array, 'B *n D'] | Modulation | None = None,
     deterministic: bool = True,
     padding: tuple[int, int] | None = None,
     early: Bool[Array, ' L'] | None = None,
@@ -318,12 +335,14 @@ class SetDecoder(nn.Module):
       at = cache.length
       mask, cache = cache_mask(cache, set_ids, key_valid)
       carry = Carry(x.astype(cfg.residual_dtype), cache.k, cache.v)
-    if cond is not None:
-      cond = nn.silu(cond.astype(jnp.float32))
-      if cfg.shared_ada:
-        cond = self.shared_ada(cond).reshape(*cond.shape[:-1], 6, cfg.width)
+    ada = None
+    if isinstance(cond, Modulation):
+      cond, ada = None, cond.ada
+    elif cond is not None:
+      cond = self._ada_input(cond)
     rope = None if rope is None else nl.spread_rope(rope)
-    shared = Shared(mask, key_valid if kernel else None, rope, at, cond, early)
+    valid = key_valid if kernel else None
+    shared = Shared(mask, valid, rope, at, cond, early, ada)
     carry = run_layers(self, carry, shared, deterministic, kernel)
     if cache is not None:
       cache = cache.replace(k=carry.k, v=carry.v)
@@ -356,7 +375,7 @@ class SetDecoder(nn.Module):
     set_ids: Int[Array, ' L'],
     cache: KVCache | None = None,
     key_valid: Bool[Array, 'B L'] | None = None,
-    cond: Float[Array, 'B D'] | None = None,
+    cond: Float[Array, 'B D'] | Modulation | None = None,
     deterministic: bool = True,
   ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
     """Hidden states after the final norm.
@@ -368,7 +387,7 @@ class SetDecoder(nn.Module):
       set_ids: of the positions in `x`.
       cache: takes the next L slots; the result continues it.
       key_valid: False at positions no other position may attend to.
-      cond: condition vector of each sample, for the adaln block.
+      cond: condition of each sample for adaln blocks, or `modulate` of it.
       deterministic: False drops, with the rng 'dropout'.
 
     Returns:
