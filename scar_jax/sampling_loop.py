@@ -25,8 +25,10 @@ from scar_jax.filters import (
   weights,
 )
 from scar_jax.models.attention import KVCache
+from scar_jax.models.blocks import Modulation
 from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
+from scar_jax.models.stack import taken_apart
 from scar_jax.orders.layout import Inputs, SampleState, put_set, take_set
 from scar_jax.orders.random import Known
 from scar_jax.orders.scale import Accumulate
@@ -127,13 +129,13 @@ class Carry:
   Attributes:
     state: tokens so far.
     cache: keys and values of all branches.
-    vector: condition vector of the adaln blocks.
+    steered: the condition of the adaln blocks.
     bad: samples whose logits no draw was possible from.
   """
 
   state: SampleState
   cache: KVCache
-  vector: Float[Array, 'B D'] | None
+  steered: Modulation | None
   bad: Bool[Array, ' B']
 
 
@@ -200,14 +202,14 @@ class Loop:
     )
     if copies > 1:
       prefilled = _copied(prefilled, copies)
-    logits, cache, vector = prefilled
+    logits, cache, steered = prefilled
     cache = cache.replace(used=length - order.input_len)
     state = order.start(self.batch, sample_keys(self.seeds, PERMUTATION))
     if self.known is not None:
       state = order.known_first(state, self.known)
     if self.cfg.mean_code:
       state = state.replace(latent=self._codes(state.tokens))
-    carry = Carry(state, cache, vector, jnp.zeros(self.batch, bool))
+    carry = Carry(state, cache, steered, jnp.zeros(self.batch, bool))
     if not order.from_prefix:
       return carry, None
     state, bad, log = self._choose(
@@ -245,9 +247,11 @@ class Loop:
       used += (last - first) * size
     cache = carry.cache.replace(used=used - size)
 
+    variables = taken_apart(self.variables)
+
     def body(carry: Carry, x: Any) -> tuple[Carry, Any]:
       k, start, weight = x
-      new, log = self._step(carry, k, first, start, weight)
+      new, log = self._step(carry, k, first, start, weight, variables)
       new = new.replace(cache=new.cache.replace(used=carry.cache.used))
       return new, (log if self.trace else None)
 
@@ -325,19 +329,18 @@ class Loop:
   def _codes(self, chosen):
     if self.accumulate is None:
       raise ValueError(
-        'mean_code=True with accumulate=None; accepted: that of `Parts`, which '
-        'looks up codes'
+        'mean_code=True with accumulate=None, which has the codes'
       )
     return self.accumulate(0, None, chosen)[0]
 
-  def _step(self, carry: Carry, k, like: int, start, weight):
+  def _step(self, carry: Carry, k, like: int, start, weight, variables=None):
     size = self.sizes[like]
     inputs = self.order.step_inputs(carry.state, k, like)
     logits, cache = self.model.apply(
-      self.variables,
+      variables or self.variables,
       _tiled(inputs, self.branches),
       carry.cache,
-      carry.vector,
+      carry.steered,
       size,
       method='decode',
     )
@@ -353,7 +356,7 @@ class Loop:
       self.variables,
       inputs,
       carry.cache,
-      carry.vector,
+      carry.steered,
       last=left,
       key_valid=jnp.broadcast_to(seen, (self.batch * self.branches, len(seen))),
       method='decode',
@@ -370,8 +373,8 @@ class Loop:
 
 
 def _copied(prefilled: Any, copies: int) -> Any:
-  """Logits, cache and vector of set 0, each sample `copies` times in a row."""
-  logits, cache, vector = prefilled
+  """Results of the prefill, each sample `copies` times in a row."""
+  logits, cache, steered = prefilled
 
   def repeat(x: Any, axis: int = 0) -> Any:
     return None if x is None else jnp.repeat(x, copies, axis=axis)
@@ -382,7 +385,7 @@ def _copied(prefilled: Any, copies: int) -> Any:
     valid=repeat(cache.valid),
     memory=jax.tree.map(repeat, cache.memory),
   )
-  return repeat(logits), cache, repeat(vector)
+  return repeat(logits), cache, jax.tree.map(repeat, steered)
 
 
 def _steps_in_a_row(log: Float[Array, 'K ... n V']) -> Array:

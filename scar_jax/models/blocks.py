@@ -20,6 +20,7 @@ from scar_jax.models.attention import attend, write_layer
 from scar_jax.models.inject import Injection
 from scar_jax.models.remat import ATTENTION, LAYER_INPUT
 from scar_jax.sharding import annotated, constrain
+from scar_jax.types import PyTree
 
 
 class Shared(NamedTuple):
@@ -34,6 +35,7 @@ class Shared(NamedTuple):
       With `early` there are two of it: [B, 2, ...].
     early: bool [L], positions that read the first of two; or None.
     inject: the condition of a model without a prefix, or None.
+    ada: in place of `cond`, what the layers make of it: [B, layers, 6, D].
   """
 
   mask: Array | None
@@ -43,6 +45,21 @@ class Shared(NamedTuple):
   cond: Array | None
   early: Array | None = None
   inject: Injection | None = None
+  ada: Array | None = None
+
+
+class Modulation(NamedTuple):
+  """A condition vector and what the adaln decoder makes of it, once for all.
+
+  Attributes:
+    vector: the condition, [B, D].
+    ada: gates, scales and shifts of the layers, [B, layers, 6, D].
+    head: scale and shift of the final norm, [B, 2 D].
+  """
+
+  vector: Array
+  ada: Array
+  head: Array
 
 
 class Carry(NamedTuple):
@@ -205,7 +222,9 @@ class AdaLNBlock(nn.Module):
     carry = carry._replace(x=checkpoint_name(carry.x, LAYER_INPUT))
     if shared.inject is not None:
       carry = carry._replace(x=shared.inject(carry.x, layer, shared.rope))
-    if cfg.shared_ada:
+    if shared.ada is not None:
+      ada = shared.ada[:, layer]
+    elif cfg.shared_ada:
       # N(0, 1) / sqrt(C), then the same factors as the per-block projection.
       init = nn.initializers.normal(width**-0.5)
       own = self.param(
@@ -215,16 +234,7 @@ class AdaLNBlock(nn.Module):
       )
       ada = shared.cond + own[None]
     else:
-      init = nn.initializers.normal(std)
-      gates, rest = slice(0, 2 * width), slice(2 * width, None)
-      ada = nl.Dense(
-        (6 * width,),
-        ('embed', 'mlp'),
-        use_bias=True,
-        kernel_init=scaled(init, (gates, cfg.ada_gate), (rest, 0.5)),
-        dtype=cfg.dtype,
-        name='ada',
-      )(shared.cond)
+      ada = _ada_dense(cfg, name='ada')(shared.cond)
       ada = ada.reshape(*shared.cond.shape[:-1], 6, width)
     parts = [
       by_position(ada[..., i, :], shared.early).astype(cfg.dtype)
@@ -252,6 +262,41 @@ class AdaLNBlock(nn.Module):
     x = _add(cfg, x, h, 0.0, path_rate, None, keys[4])
     self.sow('intermediates', 'block', x)
     return carry._replace(x=x), None
+
+
+def _ada_dense(cfg: Any, **where: Any) -> nl.Dense:
+  """The condition to 6 D: gates, scales, shifts of the two branches."""
+  width = cfg.width
+  init = nn.initializers.normal(ada_std(width))
+  gates, rest = slice(0, 2 * width), slice(2 * width, None)
+  return nl.Dense(
+    (6 * width,),
+    ('embed', 'mlp'),
+    use_bias=True,
+    kernel_init=scaled(init, (gates, cfg.ada_gate), (rest, 0.5)),
+    dtype=cfg.dtype,
+    **where,
+  )
+
+
+def ada_of_layers(cfg: Any, layers: PyTree, cond: Array) -> Array:
+  """What each layer of the adaln decoder makes of a condition.
+
+  Args:
+    cfg: of the decoder.
+    layers: stacked parameters of the layers.
+    cond: as in `Shared`.
+
+  Returns:
+    [B, layers, 6, D].
+  """
+  if cfg.shared_ada:
+    return cond[:, None] + jnp.asarray(layers['ada_bias'])[None]
+  dense = _ada_dense(cfg, parent=None)
+  ada = jax.vmap(lambda p: dense.apply({'params': p}, cond), out_axes=1)(
+    layers['ada']
+  )
+  return ada.reshape(*ada.shape[:2], 6, cfg.width)
 
 
 def by_position(vectors: Array, early: Array | None) -> Array:

@@ -12,7 +12,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.models import layers as nl
@@ -24,15 +23,16 @@ from scar_jax.models.attention import (
   empty_cache,
 )
 from scar_jax.models.blocks import (
-  AdaLNBlock,
   Carry,
-  LlamaBlock,
+  Modulation,
   Shared,
+  ada_of_layers,
   ada_std,
   by_position,
 )
 from scar_jax.models.inject import Injection
-from scar_jax.models.remat import REMAT, rematerialised
+from scar_jax.models.remat import REMAT
+from scar_jax.models.stack import run_layers
 from scar_jax.orders.layout import set_mask
 from scar_jax.sharding import constrain, platform
 
@@ -97,11 +97,8 @@ class DecoderConfig:
   ada_gate: float = 1e-3
 
   def __post_init__(self):
-    for name, accepted in (
-      ('remat', REMAT),
-      ('block', BLOCKS),
-      ('attention', BACKENDS),
-    ):
+    choices = {'remat': REMAT, 'block': BLOCKS, 'attention': BACKENDS}
+    for name, accepted in choices.items():
       if getattr(self, name) not in accepted:
         raise ValueError(
           f'{name}={getattr(self, name)!r}; accepted: {", ".join(accepted)} '
@@ -264,15 +261,30 @@ class SetDecoder(nn.Module):
   def final_norm(
     self,
     x: Float[Array, 'B L D'],
-    cond: Float[Array, 'B *n D'] | None = None,
+    cond: Float[Array, 'B *n D'] | Modulation | None = None,
     early: Bool[Array, ' L'] | None = None,
   ) -> Float[Array, 'B L D']:
     """The norm before the head; AdaLN's is float32 and needs `cond`."""
     if self.cfg.block == 'llama':
       return self.norm(x)
-    ada = self.head_ada(nn.silu(cond.astype(jnp.float32)))
+    ada = cond.head if isinstance(cond, Modulation) else self._head_ada(cond)
     scale, shift = jnp.split(by_position(ada, early), 2, axis=-1)
     return nl.layer_norm(x, self.cfg.norm_eps) * (1 + scale) + shift
+
+  def modulate(self, cond: Float[Array, 'B D']) -> Modulation:
+    """What a condition does in all layers: the same in a sampler's steps."""
+    layers = nn.unbox(self.variables)['params']['layers']
+    ada = ada_of_layers(self.cfg, layers, self._ada_input(cond))
+    return Modulation(cond, ada, self._head_ada(cond))
+
+  def _head_ada(self, cond: Float[Array, 'B *n D']) -> Array:
+    return self.head_ada(nn.silu(cond.astype(jnp.float32)))
+
+  def _ada_input(self, cond: Float[Array, 'B *n D']) -> Array:
+    cond = nn.silu(cond.astype(jnp.float32))
+    if self.cfg.shared_ada:
+      cond = self.shared_ada(cond).reshape(*cond.shape[:-1], 6, self.cfg.width)
+    return cond
 
   @nn.compact
   def blocks(
@@ -282,7 +294,7 @@ class SetDecoder(nn.Module):
     set_ids: Int[Array, ' L'],
     cache: KVCache | None = None,
     key_valid: Bool[Array, 'B L'] | None = None,
-    cond: Float[Array, 'B *n D'] | None = None,
+    cond: Float[Array, 'B *n D'] | Modulation | None = None,
     deterministic: bool = True,
     padding: tuple[int, int] | None = None,
     early: Bool[Array, ' L'] | None = None,
@@ -321,28 +333,15 @@ class SetDecoder(nn.Module):
       at = cache.length
       mask, cache = cache_mask(cache, set_ids, key_valid)
       carry = Carry(x.astype(cfg.residual_dtype), cache.k, cache.v)
-    if cond is not None:
-      cond = nn.silu(cond.astype(jnp.float32))
-      if cfg.shared_ada:
-        cond = self.shared_ada(cond).reshape(*cond.shape[:-1], 6, cfg.width)
+    ada = None
+    if isinstance(cond, Modulation):
+      cond, ada = None, cond.ada
+    elif cond is not None:
+      cond = self._ada_input(cond)
     rope = None if rope is None else nl.spread_rope(rope)
     seen = key_valid if kernel else None
-    shared = Shared(mask, seen, rope, at, cond, early, inject)
-    stack = nn.scan(
-      rematerialised(
-        AdaLNBlock if cfg.block == 'adaln' else LlamaBlock, cfg.remat, cfg.scan
-      ),
-      variable_axes={'params': 0, 'intermediates': 0},
-      split_rngs={'params': True, 'dropout': True},
-      in_axes=(0, 0, nn.broadcast),
-      length=cfg.layers,
-      unroll=1 if cfg.scan else cfg.layers,
-      metadata_params={nn.PARTITION_NAME: 'layers'},
-    )
-    path_rates = np.linspace(0, cfg.drop_path, cfg.layers, dtype=np.float32)
-    carry, _ = stack(cfg, deterministic, kernel, name='layers')(
-      carry, jnp.arange(cfg.layers), jnp.asarray(path_rates), shared
-    )
+    shared = Shared(mask, seen, rope, at, cond, early, inject, ada)
+    carry = run_layers(self, carry, shared, deterministic, kernel)
     if cache is not None:
       cache = cache.replace(k=carry.k, v=carry.v)
     return carry.x, cache
@@ -374,7 +373,7 @@ class SetDecoder(nn.Module):
     set_ids: Int[Array, ' L'],
     cache: KVCache | None = None,
     key_valid: Bool[Array, 'B L'] | None = None,
-    cond: Float[Array, 'B D'] | None = None,
+    cond: Float[Array, 'B D'] | Modulation | None = None,
     deterministic: bool = True,
     inject: Injection | None = None,
   ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
@@ -387,7 +386,7 @@ class SetDecoder(nn.Module):
       set_ids: of the positions in `x`.
       cache: takes the next L slots; the result continues it.
       key_valid: False at positions no other position may attend to.
-      cond: condition vector of each sample, for the adaln block.
+      cond: condition of each sample for adaln blocks, or `modulate` of it.
       deterministic: False drops, with the rng 'dropout'.
       inject: the condition, of `inject.Injector`, for the positions in `x`.
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.models.attention import KVCache, repeat_rows
 from scar_jax.models.conditions import Conditions, dropped, given
-from scar_jax.models.decoder import SetDecoder, make_cache
+from scar_jax.models.decoder import Modulation, SetDecoder, make_cache
 from scar_jax.models.inject import Injection, Injector, read_by
 from scar_jax.models.layers import apply_rope, layer_norm, rope_table
 from scar_jax.models.prefill import Compressor
@@ -322,8 +322,8 @@ class Scar(nn.Module):
 
   def prefill(
     self, cond: Conditions, cache_size: int, branches: int = 1
-  ) -> tuple[Float[Array, 'B 1 V'] | None, KVCache, Float[Array, 'B D'] | None]:
-    """Set 0 into a new cache; logits of its last position; condition vector.
+  ) -> tuple[Float[Array, 'B 1 V'] | None, KVCache, Modulation | None]:
+    """Set 0 into a new cache; logits of its last position; the condition.
 
     VAR without a prefix has no set 0, and no logits yet.
 
@@ -333,14 +333,14 @@ class Scar(nn.Module):
       branches: that many equal parts of the batch agree in the first
         `ScarConfig.shared_len` positions, which are then computed once.
     """
-    layout = self.layout
-    set0 = self.set0(cond)
-    cfg = self.cfg.decoder
+    layout, set0 = self.layout, self.set0(cond)
+    vector = set0.vector
+    steered = None if vector is None else self.decoder.modulate(vector)
     rows = set0.x.shape[0] // branches
-    cache = make_cache(cfg, rows, cache_size, cfg.dtype)
+    cache = make_cache(self.cfg.decoder, rows, cache_size)
     if not layout.set0_len:
       cache = repeat_rows(cache, branches).replace(memory=set0.memory)
-      return None, cache, set0.vector
+      return None, cache, steered
     cut = self.cfg.shared_len if branches > 1 else layout.set0_len
     hidden, cache = self._fill(
       jax.tree.map(lambda t: t[:rows], set0), cache, slice(0, cut)
@@ -349,7 +349,7 @@ class Scar(nn.Module):
     if cut < layout.set0_len:
       hidden, cache = self._fill(set0, cache, slice(cut, layout.set0_len))
     cache = cache.replace(memory=set0.memory)
-    return self.decoder.logits(hidden[:, -1:]), cache, set0.vector
+    return self.decoder.logits(hidden[:, -1:]), cache, steered
 
   def _fill(
     self, set0: _Set0, cache: KVCache, some: slice
@@ -372,7 +372,7 @@ class Scar(nn.Module):
     self,
     inputs: Inputs,
     cache: KVCache,
-    vector: Float[Array, 'B D'] | None = None,
+    steered: Modulation | None = None,
     last: int = 0,
     key_valid: Bool[Array, 'B M'] | None = None,
   ) -> tuple[Float[Array, 'B n V'], KVCache]:
@@ -381,19 +381,19 @@ class Scar(nn.Module):
     Args:
       inputs: of the step.
       cache: of all steps before.
-      vector: that of `prefill`, which the adaln blocks read in every step.
+      steered: that of `prefill`, which the adaln blocks read in every step.
       last: how many inputs, from the end, predict; 0 is all.
       key_valid: False at inputs that no other may see.
     """
     rope = self._rope(self.layout.target_positions(inputs))
-    x = self._embed(inputs, rope, vector)
+    x = self._embed(inputs, rope, None if steered is None else steered.vector)
     hidden, cache = self.decoder(
       x,
       rope,
       inputs.set_ids,
       cache,
       key_valid,
-      cond=vector,
+      cond=steered,
       inject=self._injected(cache.memory, slice(0), inputs),
     )
     return self.decoder.logits(hidden[:, -last:]), cache

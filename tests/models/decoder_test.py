@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scar_cases import noisy
 
 from scar_jax.convert import llamagen_gpt as names
 from scar_jax.convert.common import assemble, disassemble
@@ -17,6 +18,7 @@ from scar_jax.models.decoder import (
   make_cache,
 )
 from scar_jax.models.layers import rope_table
+from scar_jax.sharding import unbox
 
 CFG = DecoderConfig(
   width=64, layers=2, heads=4, vocab=64, multiple_of=32, resid_dropout=0.0
@@ -301,3 +303,32 @@ def test_a_condition_vector_belongs_to_the_adaln_block():
   x, ids = jnp.zeros((1, 2, 64)), jnp.arange(2)
   with pytest.raises(ValueError, match=r"block='llama' with cond=given"):
     SetDecoder(CFG).init(jax.random.key(0), x, None, ids, cond=x[:, 0])
+
+
+@pytest.mark.parametrize(
+  ('shared', 'int8'), [(False, False), (True, False), (False, True)]
+)
+def test_a_condition_worked_out_beforehand_is_the_same(shared, int8):
+  cfg = DecoderConfig(
+    width=16, layers=2, heads=2, vocab=11, block='adaln', mlp_hidden=16,
+    shared_ada=shared,
+  )  # fmt: skip
+  decoder, ids = SetDecoder(cfg), np.arange(3)
+  x = jax.random.normal(jax.random.key(0), (2, 3, 16))
+  cond = jax.random.normal(jax.random.key(1), (2, 16))
+
+  def run(params, cond):
+    return decoder.apply(params, x, None, ids, cond=cond)[0]
+
+  shapes = jax.eval_shape(
+    lambda: decoder.init(jax.random.key(0), x, None, ids, cond=cond)
+  )
+  params = noisy(unbox(shapes), scale=0.4)
+  if int8:  # as `precision.smaller` stores it
+    ada = params['params']['layers']['ada']
+    ada['kernel_scale'] = jnp.full(ada['bias'].shape, 0.01)
+    ada['kernel'] = jnp.round(ada['kernel'] / 0.01).astype(jnp.int8)
+  want = jax.jit(run)(params, cond)
+  known = jax.jit(lambda p: decoder.apply(p, cond, method='modulate'))(params)
+  np.testing.assert_allclose(jax.jit(run)(params, known), want, atol=1e-5)
+  assert known.ada.shape == (2, 2, 6, 16)

@@ -12,6 +12,7 @@ from toy import ToyConfig, ToyLoader, ToyTask
 from scar_jax.config import OptimConfig
 from scar_jax.sharding import make_mesh
 from scar_jax.train import state as state_lib
+from scar_jax.train import step as step_lib
 from scar_jax.train.optim import make_optimizer
 from scar_jax.train.step import make_step
 from scar_jax.train.tasks import abstract
@@ -45,7 +46,9 @@ def test_step_learns_and_counts():
   assert float(metrics['lr']) == pytest.approx(1e-2)
 
 
-def test_nan_pixel_changes_nothing_but_counters(case):
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+def test_nan_pixel_changes_nothing_but_counters(case, platform, monkeypatch):
+  monkeypatch.setattr(step_lib, 'platform', lambda: platform)
   data = dict(np.load(case('c25_nan_batch.npz')))
   images = next(v for v in data.values() if v.dtype.kind == 'f')
   image = images.reshape(images.shape[0], -1)[:, :48].reshape(-1, 4, 4, 3)
@@ -112,6 +115,19 @@ class _LinearTask:
   def loss(self, params, extra, frozen, batch, rng, train):
     # Compute in bfloat16 as a model would.
     return params['x'].astype(jnp.bfloat16).astype(jnp.float32), ({}, extra)
+
+
+def test_the_update_is_in_place():
+  batch = next(ToyLoader())
+  task = ToyTask(ToyConfig(width=512))
+  state, _, boxed, _ = _setup(task, batch)
+  tx = make_optimizer(OptimConfig(), 10, boxed['params'])
+  step = make_step(task, tx, OptimConfig(), 10, 1, 0.9)
+  program = jax.jit(step, donate_argnums=0).lower(state, task.frozen, batch)
+  memory = program.compile().memory_analysis()
+  params = sum(x.nbytes for x in jax.tree.leaves(state.params))
+  assert memory.alias_size_in_bytes >= 4 * params  # with moments and EMA
+  assert memory.temp_size_in_bytes < 2 * params  # gradients, activations
 
 
 def test_small_updates_and_ema_are_not_lost(case):

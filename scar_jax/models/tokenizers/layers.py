@@ -64,6 +64,41 @@ def conv2d(
   return conv(x, kernel, stride, padding)
 
 
+def doubled_conv2d(
+  x: Float[Array, 'B H W C'], kernel: Float[Array, '3 3 C F'], impl: str
+) -> Float[Array, 'B h w F']:
+  """`conv2d` of a map on which every position is repeated 2 x 2.
+
+  Each output sees only 2 x 2 positions of `x`, some under several taps. CPUs
+  add those taps up before: 4 products in place of 9, twice as fast. Other
+  chips have multiplications to spare.
+
+  Args:
+    x: the map before it is doubled.
+    kernel: HWIO.
+    impl: see `conv2d`.
+  """
+  b, h, w, c = x.shape
+  if platform() != 'cpu':
+    x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
+    return conv2d(x.reshape(b, 2 * h, 2 * w, c), kernel, impl=impl)
+  rows = []
+  for i, of_row in enumerate(_taps_of_halves(kernel, 0)):
+    row = [
+      conv2d(x, taps, 1, ((1 - i, i), (1 - j, j)), impl)
+      for j, taps in enumerate(_taps_of_halves(of_row, 1))
+    ]
+    rows.append(jnp.stack(row, axis=3))
+  return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, -1)
+
+
+def _taps_of_halves(kernel: Array, axis: int) -> tuple[Array, Array]:
+  """The taps that the first and second copy of a position sees."""
+  before, here, after = jnp.split(kernel, 3, axis)
+  first = jnp.concatenate([before, here + after], axis)
+  return first, jnp.concatenate([before + here, after], axis)
+
+
 def _conv(
   x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
 ) -> jax.Array:
@@ -126,7 +161,10 @@ _conv_by_matmul.defvjp(_conv_forward, _conv_backward)
 
 
 class Conv(nn.Module):
-  """2-D convolution; parameters are the same for every `impl`."""
+  """2-D convolution; parameters are the same for every `impl`.
+
+  With `doubles` every position of the map is first repeated 2 x 2.
+  """
 
   features: int
   window: int = 3
@@ -135,6 +173,7 @@ class Conv(nn.Module):
   use_bias: bool = True
   impl: str = 'auto'
   dtype: str = 'float32'
+  doubles: bool = False
   kernel_init: Callable[..., Any] = nn.initializers.variance_scaling(
     1 / 3, 'fan_in', 'uniform'
   )
@@ -149,7 +188,10 @@ class Conv(nn.Module):
       jnp.float32,
     )
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    y = conv2d(x, kernel, self.stride, self.padding, self.impl)
+    if self.doubles:
+      y = doubled_conv2d(x, kernel, self.impl)
+    else:
+      y = conv2d(x, kernel, self.stride, self.padding, self.impl)
     if self.use_bias:
       bias = self.param(
         'bias', annotated(nn.initializers.zeros_init(), 'conv_out'),
@@ -274,10 +316,10 @@ class Upsample(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'B H W C']) -> Float[Array, 'B h w C']:
-    b, h, w, c = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c))
-    x = x.reshape(b, 2 * h, 2 * w, c)
-    return Conv(c, impl=self.impl, dtype=self.dtype, name='conv')(x)
+    conv = Conv(
+      x.shape[-1], impl=self.impl, dtype=self.dtype, doubles=True, name='conv'
+    )
+    return conv(x)
 
 
 def space_to_depth(

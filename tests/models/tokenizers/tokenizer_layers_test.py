@@ -58,6 +58,27 @@ def test_upsampling_repeats_pixels():
   )
 
 
+@pytest.mark.parametrize('impl', ['xla', 'matmul'])
+def test_a_doubled_convolution_is_that_of_the_doubled_map(impl, monkeypatch):
+  keys = jax.random.split(jax.random.key(0), 2)
+  x = jax.random.normal(keys[0], (2, 4, 6, 5))
+  kernel = jax.random.normal(keys[1], (3, 3, 5, 4))
+
+  def run(platform):
+    monkeypatch.setattr(layers, 'platform', lambda: platform)
+
+    def loss(x, kernel):
+      y = layers.doubled_conv2d(x, kernel, impl)
+      return jnp.sum(jnp.sin(y)), y
+
+    grads, y = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, kernel)
+    return y, *grads
+
+  for got, want in zip(run('cpu'), run('tpu'), strict=True):
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    assert np.abs(want).max() > 1
+
+
 def test_depth_to_space_is_the_inverse():
   x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
   y = layers.space_to_depth(x, 2)
