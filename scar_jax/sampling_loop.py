@@ -58,8 +58,7 @@ class Generated(NamedTuple):
   Attributes:
     tokens: finished targets, row-major.
     bad: samples whose logits no draw was possible from.
-    latent: sum of the codes (scale order), or their means (`mean_code`); with
-      `smooth` and with means no tokens have it.
+    latent: sum of the codes (scale order; mixed with `smooth`), or their means.
     done: targets that are drawn; None is all of them.
     guided: guided logits in target order, only with `trace`.
     raw: logits of every branch, the conditional one first, with `trace`.
@@ -150,8 +149,7 @@ class Loop:
     cfg: filters and guidance mode, static.
     forced: tokens in target order that replace the draws.
     trace: keep the logits.
-    accumulate: of the multi-scale tokenizer, for the scale order; for the
-      others, with `mean_code`, `codes of (ids or weights), None`.
+    accumulate: of `Parts`; orders other than scale need it for `mean_code`.
     known: tokens to keep, for the random order.
   """
 
@@ -285,8 +283,8 @@ class Loop:
     latent = state.latent
     if self.cfg.mean_code:
       if state.perm is not None:
-        back = jnp.argsort(state.perm, axis=1)[..., None]
-        latent = jnp.take_along_axis(latent, back, axis=1)
+        back = jnp.argsort(state.perm, axis=1)
+        latent = jnp.take_along_axis(latent, back[..., None], axis=1)
       latent = latent.reshape(self.batch, *self.order.grid, -1)
     return Generated(self.order.tokens(state), carry.bad, latent, done)
 
