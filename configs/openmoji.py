@@ -9,10 +9,14 @@ Command, for each stage in turn (`bash launch/quickstart.sh` runs them all):
     --config.encoder.artifact=runs/encoder
 
 Words after the colon: `tokenizer`, `encoder`, `edit` or `control`; `smoke` (20
-steps), `full` (three times as long; with `--config.init_from=runs/edit` it goes
-on from such a model); `order=scale` (in the tokenizer stage too); `size=` of
-the model; `res=` pixels; `no_source`, `no_text` (ablations). Needs two CPU
-cores and the extra `data`.
+steps); `order=scale` (in the tokenizer stage too); `size=` of the model; `res=`
+pixels; `no_source`, `no_text` (ablations). Needs two CPU cores and the extra
+`data`.
+
+`full` is three times as long, with pictures of 48 pixels, and goes on from a
+model by `--config.init_from=`; tokenizer and encoder stay those of 36 pixels,
+which know no size. Hours on two cores: `edit,full,res=36` from `runs/edit`,
+`edit,full` from that, and `edit,full` once more from that.
 """
 
 from configs import common
@@ -31,6 +35,20 @@ def get_config(arg=None):
   # 12 x 12 tokens of 3 pixels: with 4 pixels a token has to choose between the
   # shape of an outline and the tone beside it. The 6 x 6 prefix positions then
   # cover 2 x 2 tokens each.
-  return common.stage_config(
-    arg, 'openmoji', KINDS, label_sizes(), res=36, patch=3, text=32
+  words = (arg or '').split(',')
+  full = 'full' in words and 'smoke' not in words
+  config = common.stage_config(
+    arg,
+    'openmoji',
+    KINDS,
+    label_sizes(),
+    res=48 if full else 36,
+    patch=3,
+    text=32,
   )
+  if full and config.task == 'scar':
+    # Sure of itself by then, and the noise of drawn codes is what is left.
+    config.sample.mean_code = config.order.name != 'scale'
+    if config.text.kind != 'none':
+      config.sample.guidance = 2.5
+  return config
