@@ -114,8 +114,11 @@ def write_layer(
   """Writes one layer's new keys (or values), returns those in use."""
   new = new.astype(cache_kv.dtype)[None]
   cache_kv = jax.lax.dynamic_update_slice(cache_kv, new, (layer, 0, at, 0, 0))
-  one = jax.lax.dynamic_index_in_dim(cache_kv, layer, axis=0, keepdims=False)
-  return cache_kv, one[:, :used]
+  # One slice, not a slice of a slice: TPUs then read it where it lies.
+  _, batch, slots, *rest = cache_kv.shape
+  sizes = (1, batch, slots if used is None else used, *rest)
+  one = jax.lax.dynamic_slice(cache_kv, (layer, 0, 0, 0, 0), sizes)
+  return cache_kv, one[0]
 
 
 def attend(

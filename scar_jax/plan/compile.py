@@ -26,6 +26,7 @@ from scar_jax.parts import to_uint8
 from scar_jax.plan.chips import Topology
 from scar_jax.plan.kernels import kernel_flops
 from scar_jax.plan.networks import abstract_artifacts
+from scar_jax.precision import smaller
 from scar_jax.sampling import generate
 from scar_jax.sampling_steps import split_scales
 from scar_jax.train.assemble import Assembly, assemble
@@ -271,7 +272,13 @@ def compile_sample(setup: Setup) -> Program:
       f"--sample with task={setup.config.task!r}; accepted: task='scar' "
       '(set --config)'
     )
-  params = setup.state.params
+  # Kernels in the type of their products, as `Editor` keeps them.
+  params = abstract_with(
+    jax.eval_shape(
+      functools.partial(smaller, task.editor.model), setup.state.params
+    ),
+    setup.assembly.places.params,
+  )
   given = {k: v for k, v in setup.batch.items() if k not in _ONLY_TRAINING}
   seeds = jax.ShapeDtypeStruct(
     (setup.config.data.batch,),
