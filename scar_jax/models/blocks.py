@@ -115,14 +115,14 @@ class Attention(nn.Module):
     heads, head_dim = cfg.heads, cfg.head_dim
     ada = cfg.block == 'adaln'
     init = nn.initializers.normal(ada_std(cfg.width) if ada else cfg.init_std)
-    qkv = nl.Dense(
+    q, k, v = nl.Dense(
       (3, heads, head_dim),
       ('embed', None, 'heads', 'head_dim'),
       kernel_init=init,
       dtype=cfg.dtype,
+      apart=True,
       name='qkv',
     )(x)
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     scale = head_dim**-0.5
     if ada:
       zeros = annotated(nn.initializers.zeros, 'heads', 'head_dim')

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from scar_jax.sharding import annotated, constrain
+from scar_jax.sharding import annotated, constrain, platform
 
 Init = Callable[..., Any]
 
@@ -54,6 +54,9 @@ class Dense(nn.Module):
     kernel_init: of the kernel.
     dtype: of the matmul.
     out_dtype: of the result, `dtype` by default.
+    apart: the first new axis comes as a tuple of results, such as q, k and v.
+      On TPUs each has a matmul of its own: taken out of one result they are
+      copied, and their gradients put together again.
   """
 
   features: tuple[int, ...]
@@ -63,14 +66,42 @@ class Dense(nn.Module):
   kernel_init: Init = nn.initializers.normal(0.02)
   dtype: str = 'float32'
   out_dtype: str | None = None
+  apart: bool = False
 
   @nn.compact
-  def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
+  def __call__(self, x: Float[Array, '...']) -> Any:
     """[*B, *in] -> [*B, *features]."""
     shape = (*x.shape[x.ndim - self.in_dims :], *self.features)
     kernel = self.param(
       'kernel', annotated(self.kernel_init, *self.axes), shape
     )
+    scale = bias = None
+    if self.has_variable('params', 'kernel_scale'):
+      # Of a kernel in int8 (`precision.py`): one for each output channel, so
+      # that it may follow the matmul.
+      scale = self.get_variable('params', 'kernel_scale')
+    if self.use_bias:
+      zeros = annotated(nn.initializers.zeros, *self.axes[self.in_dims :])
+      bias = self.param('bias', zeros, self.features)
+    if not self.apart:
+      return self._product(x, kernel, scale, bias)
+    parts = range(self.features[0])
+    if platform() != 'tpu':
+      whole = self._product(x, kernel, scale, bias)
+      whole = jnp.moveaxis(whole, -len(self.features), 0)
+      return tuple(whole[i] for i in parts)
+    inputs = (slice(None),) * self.in_dims
+    return tuple(
+      self._product(
+        x,
+        kernel[(*inputs, i)],
+        None if scale is None else scale[i],
+        None if bias is None else bias[i],
+      )
+      for i in parts
+    )
+
+  def _product(self, x, kernel, scale, bias):
     summed = (
       tuple(range(x.ndim - self.in_dims, x.ndim)),
       tuple(range(self.in_dims)),
@@ -81,15 +112,8 @@ class Dense(nn.Module):
       (summed, ((), ())),
       preferred_element_type=self.out_dtype,
     )
-    if self.has_variable('params', 'kernel_scale'):
-      # Of a kernel in int8 (`precision.py`): one for each output channel, so
-      # that it may follow the matmul.
-      scale = self.get_variable('params', 'kernel_scale')
-      x = x * scale.astype(x.dtype)
-    if self.use_bias:
-      zeros = annotated(nn.initializers.zeros, *self.axes[self.in_dims :])
-      x = x + self.param('bias', zeros, self.features).astype(x.dtype)
-    return x
+    x = x if scale is None else x * scale.astype(x.dtype)
+    return x if bias is None else x + bias.astype(x.dtype)
 
 
 class SwiGLU(nn.Module):
@@ -219,10 +243,22 @@ def rotate(
 ) -> Float[Array, 'B L H K']:
   """Rotates pairs (2i, 2i + 1) by a spread table, in float32."""
   y = x.astype(jnp.float32)
-  even = np.arange(y.shape[-1]) % 2 == 0
-  # Rolls instead of strided slices: the pair axis never becomes a minor axis
-  # of size 2, which accelerators lay out badly.
-  swapped = jnp.where(even, -jnp.roll(y, -1, -1), jnp.roll(y, 1, -1))
+  size = y.shape[-1]
+  even = np.arange(size) % 2 == 0
+  if platform() == 'tpu' and x.dtype == jnp.bfloat16:
+    # A product with zeros and ones is as exact, and all becomes one pass over
+    # memory where rolls are three.
+    turn = np.eye(size, k=1) * even[:, None] - np.eye(size, k=-1) * even
+    swapped = jax.lax.dot_general(
+      x,
+      jnp.asarray(turn, x.dtype),
+      (((x.ndim - 1,), (0,)), ((), ())),
+      preferred_element_type=jnp.float32,
+    )
+  else:
+    # Rolls instead of strided slices: the pair axis never becomes a minor axis
+    # of size 2, which accelerators lay out badly.
+    swapped = jnp.where(even, -jnp.roll(y, -1, -1), jnp.roll(y, 1, -1))
   return (y * cos + swapped * sin).astype(x.dtype)
 
 

@@ -1,5 +1,7 @@
 """Shared layers: stored rotary tables, norms, projections, dropout."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -143,3 +145,44 @@ def test_drop_path_drops_whole_samples():
   assert np.unique(ours).tolist() == [0.0, 1.25]
   assert abs(float(ours.mean()) - 1) < 0.06
   np.testing.assert_array_equal(nl.drop_path(x, 0.0, jax.random.key(0)), x)
+
+
+def test_a_tpu_rotates_by_a_product_to_the_last_bit(monkeypatch):
+  x = jax.random.normal(jax.random.key(0), (2, 17, 4, 16), jnp.bfloat16)
+  weight = jax.random.normal(jax.random.key(1), x.shape)
+
+  def loss(x):
+    return jnp.sum(weight * nl.apply_rope(x, _table(4, 16, 1)))
+
+  want = nl.apply_rope(x, _table(4, 16, 1)), jax.grad(loss)(x)
+  monkeypatch.setattr(nl, 'platform', lambda: 'tpu')
+  assert 'dot_general' in str(jax.make_jaxpr(loss)(x))
+  ours = nl.apply_rope(x, _table(4, 16, 1)), jax.grad(loss)(x)
+  np.testing.assert_array_equal(*(np.float32(o[0]) for o in (ours, want)))
+  # The gradient is summed in another order.
+  np.testing.assert_allclose(
+    *(np.float32(o[1]) for o in (ours, want)), rtol=1e-2, atol=1e-2
+  )
+
+
+@pytest.mark.parametrize('int8', [False, True])
+def test_products_apart_equal_parts_of_one(monkeypatch, int8):
+  x = jax.random.normal(jax.random.key(0), (2, 5, 6))
+  axes = ('embed', None, 'heads', 'head_dim')
+  whole = nl.Dense((3, 2, 4), axes, use_bias=True)
+  params = whole.init(jax.random.key(1), x)['params']
+  params = {k: v.unbox() for k, v in params.items()}
+  params['bias'] += jax.random.normal(jax.random.key(2), (3, 2, 4))
+  if int8:
+    scale = jax.random.uniform(jax.random.key(3), (3, 2, 4)) + 0.5
+    params |= {'kernel_scale': scale}
+  want = whole.apply({'params': params}, x)
+  apart = nl.Dense((3, 2, 4), axes, use_bias=True, apart=True)
+  for platform, products in (('cpu', 1), ('tpu', 3)):
+    monkeypatch.setattr(nl, 'platform', lambda p=platform: p)
+    call = functools.partial(apart.apply, {'params': params})
+    assert str(jax.make_jaxpr(call)(x)).count('dot_general[') == products
+    ours = call(x)
+    assert isinstance(ours, tuple)
+    for i, part in enumerate(ours):
+      np.testing.assert_allclose(part, want[:, :, i], atol=1e-5)

@@ -12,14 +12,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from scar_jax.models.layers import Dense
 from scar_jax.models.resize import resize
-from scar_jax.sharding import annotated, constrain
+from scar_jax.sharding import annotated, constrain, platform
 
 Act = Callable[[jax.Array], jax.Array]
 INIT = nn.initializers.truncated_normal(0.02)
+_KERNEL = 128  # positions from which attention is a kernel's, on TPUs
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
@@ -89,6 +91,18 @@ def biased_attention(
   return jnp.einsum('bhls,bhsk->bhlk', weights, v).transpose(0, 2, 1, 3)
 
 
+def _attention(q, k, v, scale, mask):
+  """By a kernel where that can: logits of 1025 positions fill the memory."""
+  length = q.shape[1]
+  if mask is not None or platform() != 'tpu' or length < _KERNEL:
+    return biased_attention(q, k, v, scale, mask=mask)
+  # Pallas takes a while to import, and most runs do without it.
+  from scar_jax.models.kernels import splash_attention
+
+  one_set = np.zeros(length, np.int32)
+  return splash_attention(q, k, v, scale, None, set_ids=one_set, padding=None)
+
+
 class SelfAttention(nn.Module):
   """q, k, v from one product with bias, then heads, then `out`."""
 
@@ -103,12 +117,11 @@ class SelfAttention(nn.Module):
   ) -> Float[Array, 'B L D']:
     D = x.shape[-1]
     K = D // self.heads
-    qkv = linear(
+    q, k, v = linear(
       (3, self.heads, K), ('embed', None, 'heads', 'head_dim'),
-      dtype=self.dtype, name='qkv',
+      dtype=self.dtype, apart=True, name='qkv',
     )(x)  # fmt: skip
-    q, k, v = (qkv[..., i, :, :] for i in range(3))
-    x = biased_attention(q, k, v, K**-0.5, mask=mask)
+    x = _attention(q, k, v, K**-0.5, mask)
     return linear(
       (D,), ('heads', 'head_dim', 'embed'), dtype=self.dtype, name='out'
     )(x)
