@@ -88,8 +88,8 @@ class Dense(nn.Module):
     parts = range(self.features[0])
     if platform() != 'tpu':
       whole = self._product(x, kernel, scale, bias)
-      whole = jnp.moveaxis(whole, -len(self.features), 0)
-      return tuple(whole[i] for i in parts)
+      rest = (slice(None),) * (len(self.features) - 1)
+      return tuple(whole[(..., i, *rest)] for i in parts)
     inputs = (slice(None),) * self.in_dims
     return tuple(
       self._product(
