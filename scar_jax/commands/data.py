@@ -6,6 +6,7 @@ pipeline, and a page of pictures as the model gets them.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import time
@@ -104,7 +105,7 @@ def _inspect(args: Args) -> str:
   if len(found.bad) < found.seen and (given.batches or given.page):
     loader = make_loader(config)
     try:
-      batch = next(loader)
+      next(loader)
       if given.batches:
         summary['images_per_second'] = _speed(loader, given.batches)
         say(
@@ -113,7 +114,7 @@ def _inspect(args: Args) -> str:
           f' of {config.data.batch}'
         )
       if given.page:
-        _page(given.page, loader, source, batch, given.rows)
+        _page(given.page, loader.plan, given.rows)
     finally:
       loader.close()
   if given.json:
@@ -132,36 +133,45 @@ def _speed(loader: Any, batches: int) -> float:
   return rows / (time.perf_counter() - start)
 
 
-def _page(path: str, loader: Any, source: Any, batch: Any, rows: int) -> None:
-  """Writes what the model gets, beside the words of the record."""
+def _page(path: str, plan: Any, rows: int) -> None:
+  """Writes the first rows of the stream, beside the words of their records."""
+  from scar_jax.data.batches import Batches
   from scar_jax.data.geometry import resize, to_uint8
   from scar_jax.eval.report import write_grid
 
   columns: dict[str, list[Any]] = {'record': [], 'text': []}
-  pictures = [n for n in ('condition', 'target') if n in batch]
-  columns |= {n: [] for n in pictures}
-  while len(columns['record']) < rows:
+  for k in itertools.count():
+    batch, bad = plan.load(0, k)
+    reasons = {each.index: each.reason for each in bad}
     for row, index in enumerate(batch['index'].tolist()):
       if len(columns['record']) == rows:
         break
       if not batch['valid'][row]:
         columns['record'].append(f'{index}: cannot be used')
-        bad = loader.bad.found.get(index)
-        columns['text'].append(bad.reason if bad else '')
+        columns['text'].append(reasons.get(index, ''))
       else:
-        record = source.load(index, None)
+        place = k * plan.batch + plan.rows[row]
+        if isinstance(plan, Batches):
+          record, _ = plan.record(index, place)
+        else:
+          record = plan.source.load(index, None)
         label = '' if record.label is None else f' [{record.label}]'
         # The end tells records apart; the start may be a long folder.
         columns['record'].append(f'{record.key[-18:]}{label}')
         columns['text'].append(record.text)
-      for name in pictures:
+      for name in ('condition', 'target'):
+        if name not in batch:
+          continue
         shown = to_uint8(batch[name][row])
         side = min(160, max(shown.shape[:2]))
         scale = side / max(shown.shape[:2])
         size = tuple(max(1, round(scale * s)) for s in shown.shape[:2])
-        columns[name].append(resize(shown, (size[0], size[1])))
-    batch = next(loader)
-  write_grid(path, columns, title=source.describe(), blocks=1 + (rows > 8))
+        shown = resize(shown, (size[0], size[1]))
+        columns.setdefault(name, []).append(shown)
+    if len(columns['record']) == rows:
+      break
+  about = plan.source.describe()
+  write_grid(path, columns, title=about, blocks=1 + (rows > 8))
 
 
 def _seeds(path: str | None) -> str:

@@ -177,6 +177,19 @@ class Batches(Stream):
     of_size = dataclasses.replace(self, size=size, buckets=None)
     return of_size.at(number * self.batch + rows, records[rows])
 
+  def record(
+    self, index: int, place: int
+  ) -> tuple[Record, np.random.Generator | None]:
+    """The record at a place of the stream, and what draws its crop.
+
+    With augmentation the place says which of a record's forms it is, or with
+    the embedded data which record.
+    """
+    rng = None
+    if self.augment or (self.train and (self.crop_ratio > 1 or self.flip)):
+      rng = generator(self.seed, place)
+    return self.source.load(index, rng if self.augment else None), rng
+
   def _empty(self, n: int) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {
       'target': np.zeros((n, *self.size, 3), np.uint8)
@@ -197,10 +210,7 @@ class Batches(Stream):
     index: int,
     epoch: int,
   ) -> None:
-    rng = None
-    if self.augment or (self.train and (self.crop_ratio > 1 or self.flip)):
-      rng = generator(self.seed, place)
-    record = self.source.load(index, rng if self.augment else None)
+    record, rng = self.record(index, place)
     key = record.key or f'record {index}'
     pictures = self._fit(record, key, rng)
     if record.draw is not None:

@@ -9,9 +9,14 @@ import source_files as files
 from PIL import Image
 
 from scar_jax import cli
+from scar_jax.commands import data as data_command
+from scar_jax.commands.parsing import load_config
+from scar_jax.config import check
 from scar_jax.data.sources import make_source
 from scar_jax.data.survey import spread, survey
-from scar_jax.data.text import ByteText
+from scar_jax.data.text import ByteText, make_text
+from scar_jax.eval import report
+from scar_jax.train.inputs import make_loader
 
 
 @pytest.fixture
@@ -75,6 +80,24 @@ def test_inspect_prints_and_writes_a_page(section, tmp_path, capsys):
   page = np.asarray(Image.open(tmp_path / 'page.png'))
   assert page.shape[0] > 400
   assert len(np.unique(page.reshape(-1, 3), axis=0)) > 20
+
+
+def test_the_page_has_the_words_that_belong_to_its_pictures(monkeypatch):
+  # With augmentation the embedded source draws another record for each place.
+  seen = {}
+  monkeypatch.setattr(
+    report, 'write_grid', lambda path, columns, **_: seen.update(columns)
+  )
+  config = check(load_config('configs/openmoji.py:edit', {'data.batch': '4'}))
+  loader = make_loader(config)
+  data_command._page('', loader.plan, 6)
+  text = make_text(config.text)
+  for k, row in ((0, 0), (0, 3), (1, 1)):
+    batch, _ = loader.plan.load(0, k)
+    ids, _ = text.encode(seen['text'][4 * k + row], '')
+    np.testing.assert_array_equal(ids, batch['text'][row])
+  assert len(seen['target']) == len(seen['condition']) == 6
+  loader.close()
 
 
 @pytest.mark.parametrize(
