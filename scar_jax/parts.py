@@ -323,15 +323,20 @@ class Parts:
       found = [_field(batch, name).astype(jnp.float32) for name in names]
       return found[0], found[1] if align else None
     images = _field(batch, 'condition')
-    count = images.shape[0]
-    if align:  # one pass for both
-      images = jnp.concatenate([images, _field(batch, 'target')])
+    shape = images.shape
+    if align:
+      # One pass for both. Side by side, or a sharded batch would change places.
+      images = jnp.stack([images, _field(batch, 'target')], axis=1)
+      images = images.reshape(-1, *shape[1:])
     params = {'params': frozen['encoder']}
     grid = self.cfg.model.prefix.grid
     if grid[0] == grid[1]:
       grid = None  # the encoder's own; one of another size would be told
     both = jax.lax.stop_gradient(self.encoder.apply(params, images, grid))
-    return both[:count], both[count:] if align else None
+    if not align:
+      return both, None
+    both = both.reshape(shape[0], 2, *both.shape[1:])
+    return both[:, 0], both[:, 1]
 
   def _text(
     self, frozen: Mapping[str, PyTree], batch: Batch, mask: Array
