@@ -42,8 +42,9 @@ def define(values: flags.FlagValues) -> None:
     flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool(
-    'quick', False, 'Compile with little effort: sooner, and as good but for '
-    'times at best.', flag_values=values,
+    'quick', False,
+    'Compile with little effort: sooner; memory is a GiB or two off, '
+    'and times at best are longer.', flag_values=values,
   )  # fmt: skip
   flags.DEFINE_bool(
     'cached_tokens', False, 'Target tokens come from a cache of `scar '
