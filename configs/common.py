@@ -84,6 +84,24 @@ def smoke(config: ConfigDict, steps: int = 20) -> ConfigDict:
   return config
 
 
+def stage_words(
+  arg: str | None, kinds: dict[str, str], res: int = 32, patch: int = 4
+) -> ConfigDict:
+  """Reads the argument of `stage_config`."""
+  return parse_arg(
+    arg,
+    tuple(kinds),
+    smoke=False,
+    full=False,
+    no_source=False,
+    no_text=False,
+    order='raster',
+    size='',
+    res=res,
+    patch=patch,
+  )
+
+
 def stage_config(
   arg: str | None,
   source: str,
@@ -112,18 +130,7 @@ def stage_config(
     steps: of SCAR.
     classes: of the stage 'class', whose text is a class.
   """
-  given = parse_arg(
-    arg,
-    tuple(kinds),
-    smoke=False,
-    full=False,
-    no_source=False,
-    no_text=False,
-    order='raster',
-    size='',
-    res=res,
-    patch=patch,
-  )
+  given = stage_words(arg, kinds, res, patch)
   stage = given.variant
   data = dict(
     source=source,

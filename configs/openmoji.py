@@ -35,8 +35,8 @@ def get_config(arg=None):
   # 12 x 12 tokens of 3 pixels: with 4 pixels a token has to choose between the
   # shape of an outline and the tone beside it. The 6 x 6 prefix positions then
   # cover 2 x 2 tokens each.
-  words = (arg or '').split(',')
-  full = 'full' in words and 'smoke' not in words
+  given = common.stage_words(arg, KINDS)
+  full = given.full and not given.smoke
   config = common.stage_config(
     arg,
     'openmoji',
