@@ -105,7 +105,6 @@ def _inspect(args: Args) -> str:
   if len(found.bad) < found.seen and (given.batches or given.page):
     loader = make_loader(config)
     try:
-      next(loader)
       if given.batches:
         summary['images_per_second'] = _speed(loader, given.batches)
         say(
@@ -135,7 +134,6 @@ def _speed(loader: Any, batches: int) -> float:
 
 def _page(path: str, plan: Any, rows: int) -> None:
   """Writes the first rows of the stream, beside the words of their records."""
-  from scar_jax.data.batches import Batches
   from scar_jax.data.geometry import resize, to_uint8
   from scar_jax.eval.report import write_grid
 
@@ -150,11 +148,7 @@ def _page(path: str, plan: Any, rows: int) -> None:
         columns['record'].append(f'{index}: cannot be used')
         columns['text'].append(reasons.get(index, ''))
       else:
-        place = k * plan.batch + plan.rows[row]
-        if isinstance(plan, Batches):
-          record, _ = plan.record(index, place)
-        else:
-          record = plan.source.load(index, None)
+        record, _ = plan.record(index, k * plan.batch + plan.rows[row])
         label = '' if record.label is None else f' [{record.label}]'
         # The end tells records apart; the start may be a long folder.
         columns['record'].append(f'{record.key[-18:]}{label}')
