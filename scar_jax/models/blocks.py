@@ -173,6 +173,14 @@ def _residual_init(cfg: Any, init: Any) -> Any:
   return scaled(init, (slice(None), 1 / math.sqrt(2 * cfg.layers)))
 
 
+def _entering(carry: Carry, layer: Array, shared: Shared) -> Carry:
+  """What a layer starts from: its input, and what is injected there."""
+  x = checkpoint_name(carry.x, LAYER_INPUT)
+  if shared.inject is not None:
+    x = shared.inject(x, layer, shared.rope)
+  return carry._replace(x=x)
+
+
 class LlamaBlock(nn.Module):
   """x + Attn(RMSNorm x), then + SwiGLU(RMSNorm x)."""
 
@@ -187,9 +195,7 @@ class LlamaBlock(nn.Module):
     """One layer; the None is `nn.scan`'s stacked output."""
     cfg = self.cfg
     keys = _keys(self, cfg)
-    carry = carry._replace(x=checkpoint_name(carry.x, LAYER_INPUT))
-    if shared.inject is not None:
-      carry = carry._replace(x=shared.inject(carry.x, layer, shared.rope))
+    carry = _entering(carry, layer, shared)
     normed = nl.RMSNorm(cfg.norm_eps, cfg.dtype, name='attn_norm')(carry.x)
     h, carry = Attention(cfg, self.kernel, name='attn')(
       normed, carry, shared, layer, keys[0]
@@ -219,9 +225,7 @@ class AdaLNBlock(nn.Module):
     cfg, width = self.cfg, self.cfg.width
     std = ada_std(width)
     keys = _keys(self, cfg)
-    carry = carry._replace(x=checkpoint_name(carry.x, LAYER_INPUT))
-    if shared.inject is not None:
-      carry = carry._replace(x=shared.inject(carry.x, layer, shared.rope))
+    carry = _entering(carry, layer, shared)
     if shared.ada is not None:
       ada = shared.ada[:, layer]
     elif cfg.shared_ada:
