@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from scar_jax.models.attention import choose_backend
 from scar_jax.models.layers import Dense
 from scar_jax.models.resize import resize
 from scar_jax.sharding import annotated, constrain, platform
 
 Act = Callable[[jax.Array], jax.Array]
 INIT = nn.initializers.truncated_normal(0.02)
-_KERNEL = 128  # positions from which attention is a kernel's, on TPUs
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
@@ -93,14 +93,17 @@ def biased_attention(
 
 def _attention(q, k, v, scale, mask):
   """By a kernel where that can: logits of 1025 positions fill the memory."""
-  length = q.shape[1]
-  if mask is not None or platform() != 'tpu' or length < _KERNEL:
+  one_set = np.zeros(q.shape[1], np.int32)
+  backend = choose_backend(
+    'auto', platform(), one_set, head_dim=q.shape[-1], dtype=str(q.dtype)
+  )
+  if mask is not None or backend == 'xla':
     return biased_attention(q, k, v, scale, mask=mask)
   # Pallas takes a while to import, and most runs do without it.
-  from scar_jax.models.kernels import splash_attention
+  from scar_jax.models.kernels import KERNELS
 
-  one_set = np.zeros(length, np.int32)
-  return splash_attention(q, k, v, scale, None, set_ids=one_set, padding=None)
+  kernel = KERNELS[backend]
+  return kernel(q, k, v, scale, None, set_ids=one_set, padding=None)
 
 
 class SelfAttention(nn.Module):

@@ -139,11 +139,10 @@ class _Attention(nn.Module):
   def __call__(self, x: Float[Array, 'B h w D']) -> Float[Array, 'B h w D']:
     B, h, w, D = x.shape
     H, K = self.heads, D // self.heads
-    qkv = blocks.linear(
+    q, k, v = blocks.linear(
       (3, H, K), ('embed', None, 'heads', 'head_dim'),
-      dtype=self.dtype, name='qkv',
+      dtype=self.dtype, apart=True, name='qkv',
     )(x)  # fmt: skip
-    q, k, v = (qkv[..., i, :, :] for i in range(3))
     zeros = annotated(nn.initializers.zeros, None, 'head_dim')
     rel_h, rel_w = (
       relative_rows(
