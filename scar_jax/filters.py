@@ -194,14 +194,6 @@ def draw(
   return tokens.astype(jnp.int32), bad
 
 
-def weights(
-  logits: Float[Array, 'B n V'], cfg: SamplerConfig
-) -> Float[Array, 'B n V']:
-  """Probabilities after the filters; a temperature of 0 counts as 1."""
-  drawn = dataclasses.replace(cfg, temperature=cfg.temperature or 1.0)
-  return jax.nn.softmax(filter_logits(logits, drawn), axis=-1)
-
-
 def mixture(
   logits: Float[Array, 'B n V'],
   keys: Key[Array, ' B'],

@@ -6,8 +6,9 @@ sampling and scoring share them. Called by `train/tasks/scar.py`, `editor.py`.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from scar_jax.models.encoders.t5 import T5Encoder
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.models.tokenizers.make import is_multi_scale, make_tokenizer
 from scar_jax.models.tokenizers.msvq import accumulator
+from scar_jax.models.tokenizers.vq import VQConfig
 from scar_jax.orders.scale import Accumulate
 from scar_jax.types import Batch, PyTree
 
@@ -256,7 +258,7 @@ class Parts:
   def accumulate(self, frozen: Mapping[str, PyTree]) -> Accumulate:
     """What sampling asks of the tokenizer, as a pytree; see `Loop`."""
     if self.cfg.model.order != 'scale':
-      return jax.tree_util.Partial(_look_up, self.codes(frozen))
+      return _code_lookup(self.tokenizer.cfg, frozen['tokenizer'])
     return accumulator(self.tokenizer.cfg, frozen['tokenizer'])
 
   def codes(self, frozen: Mapping[str, PyTree]) -> Float[Array, 'V C']:
@@ -380,11 +382,18 @@ def to_uint8(images: Float[Array, 'B H W 3']) -> Array:
   return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
-def _look_up(
-  codes: Float[Array, 'V C'], k: int, latent: None, chosen: Array
-) -> tuple[Array, None]:
-  """An `Accumulate` for orders of tokens: codes of ids, means of weights."""
-  del k, latent
-  if jnp.issubdtype(chosen.dtype, jnp.floating):
-    return chosen @ codes, None
-  return codes[chosen], None
+def _code_lookup(cfg: VQConfig, params: PyTree) -> Accumulate:
+  """For orders of tokens: codes of ids, or means of weights; keeps no sum."""
+  return jax.tree_util.Partial(_codes_of(cfg), {'params': params})
+
+
+@functools.lru_cache(maxsize=8)
+def _codes_of(cfg: VQConfig) -> Callable[..., Any]:
+  # One function for each config: compiled programs tell them apart.
+  model = make_tokenizer(cfg)
+
+  def call(params: PyTree, k: int, latent: None, chosen: Array) -> Any:
+    del k, latent
+    return model.apply(params, chosen, method='lookup'), None
+
+  return call

@@ -7,6 +7,7 @@ guidance branches stacked along the batch; a piece of steps of one shape is
 scanned, a single step unrolled. Source: method 9.
 """
 
+import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
@@ -21,8 +22,8 @@ from scar_jax.filters import (
   draw,
   guide,
   mixture,
+  probabilities,
   ramp_weights,
-  weights,
 )
 from scar_jax.models.attention import KVCache
 from scar_jax.models.blocks import Modulation
@@ -275,18 +276,18 @@ class Loop:
       carry: the last one.
       count: targets drawn; None is all.
     """
-    state, done = carry.state, None
+    state, done, latent = carry.state, None, carry.state.latent
+
+    def laid(values: Array) -> Array:
+      return self.order.tokens(state.replace(tokens=values))
+
     if count is not None:
       drawn = jnp.arange(self.order.num_targets) < count
-      drawn = jnp.broadcast_to(drawn, state.tokens.shape)
-      done = self.order.tokens(state.replace(tokens=drawn))
-    latent = state.latent
+      done = laid(jnp.broadcast_to(drawn, state.tokens.shape))
     if self.cfg.mean_code:
-      if state.perm is not None:
-        back = jnp.argsort(state.perm, axis=1)
-        latent = jnp.take_along_axis(latent, back[..., None], axis=1)
+      latent = jax.vmap(laid, -1, -1)(latent)
       latent = latent.reshape(self.batch, *self.order.grid, -1)
-    return Generated(self.order.tokens(state), carry.bad, latent, done)
+    return Generated(laid(state.tokens), carry.bad, latent, done)
 
   def _guided_by(self, weight, logits):
     raw = logits.reshape(self.branches, self.batch, *logits.shape[1:])
@@ -317,7 +318,8 @@ class Loop:
       add = _adds(add, soft)
     state = self.order.write(state, k, tokens, add)
     if self.cfg.mean_code:
-      mean = self._codes(weights(heated, self.cfg))
+      warm = dataclasses.replace(self.cfg, temperature=1.0)  # also if greedy
+      mean = self._codes(probabilities(heated, warm))
       if self.known is not None:
         kept = self._kept(state, start, size)[..., None]
         mean = jnp.where(kept, self._codes(tokens), mean)
@@ -326,9 +328,7 @@ class Loop:
 
   def _codes(self, chosen):
     if self.accumulate is None:
-      raise ValueError(
-        'mean_code=True with accumulate=None, which has the codes'
-      )
+      raise ValueError('mean_code=True with accumulate=None; it has the codes')
     return self.accumulate(0, None, chosen)[0]
 
   def _step(self, carry: Carry, k, like: int, start, weight, variables=None):

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from scar_jax.models.layers import batch_conv
 from scar_jax.sharding import annotated, platform
@@ -340,3 +340,12 @@ def depth_to_space(
   c = f // factor**2
   x = x.reshape(b, h, w, factor, factor, c).transpose(0, 1, 3, 2, 4, 5)
   return x.reshape(b, h * factor, w * factor, c)
+
+
+def look_up(
+  table: Float[Array, 'V C'], ids: Int[Array, '...'] | Float[Array, '... V']
+) -> Float[Array, '... C']:
+  """Rows of a table; of weights over all rows, their weighted sum."""
+  if jnp.issubdtype(ids.dtype, jnp.floating):
+    return ids @ table
+  return table[ids]

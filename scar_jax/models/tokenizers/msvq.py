@@ -117,9 +117,7 @@ class MSVQModel(nn.Module):
     self, ids: Int[Array, '...'] | Float[Array, '... V']
   ) -> Float[Array, '... C']:
     """Codes of ids; of weights over all codes, their weighted sum."""
-    if jnp.issubdtype(ids.dtype, jnp.floating):
-      return ids @ self.table()
-    return self.table()[ids]
+    return layers.look_up(self.table(), ids)
 
   def spread(
     self, k: int, codes: Float[Array, 'B n C']

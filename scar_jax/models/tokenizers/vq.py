@@ -322,9 +322,11 @@ class VQModel(nn.Module):
     ids, latent, _ = self.quantize(self.features(images))
     return ids, latent
 
-  def lookup(self, ids: Int[Array, '...']) -> Float[Array, '... C']:
-    """Codes of ids."""
-    return self.table()[ids]
+  def lookup(
+    self, ids: Int[Array, '...'] | Float[Array, '... V']
+  ) -> Float[Array, '... C']:
+    """Codes of ids; of weights over all codes, their weighted sum."""
+    return layers.look_up(self.table(), ids)
 
   def decode(
     self, codes: Float[Array, 'B h w C'], deterministic: bool = True
