@@ -150,6 +150,24 @@ def test_every_word_of_the_config_files_is_a_valid_config(module, stage):
 
 
 @pytest.mark.parametrize(
+  ('words', 'pixels'),
+  [
+    ('edit', 36),
+    ('edit,full', 48),
+    ('edit, full', 48),
+    ('edit,full=true', 48),
+    ('edit,full,res=36', 36),
+    ('edit,full,smoke', 36),
+  ],
+)
+def test_full_drawings_are_larger(words, pixels):
+  config = openmoji.get_config(words)
+  assert config.data.image_size == pixels
+  full = 'full' in words and 'smoke' not in words
+  assert config.sample.mean_code == full
+
+
+@pytest.mark.parametrize(
   ('module', 'sides'),
   [(openmoji, (1, 2, 3, 4, 6, 9, 12)), (scenes, (1, 2, 3, 4, 6, 8))],
 )

@@ -248,3 +248,20 @@ def test_scar_is_sharded_by_the_rules_and_loses_the_same(scar, sizes):
   assert [x.sharding.spec for x in jax.tree.leaves(state.ema)] == placed
   assert (mesh.shape['data'] == 8) == (not any(map(any, placed)))
   np.testing.assert_array_equal(np.asarray(state.step), 3)
+
+
+def test_condition_and_target_are_encoded_where_they_lie():
+  task = make_task(scar_config(), frozen_artifacts())
+  mesh = sharding.make_mesh({'data': 8})
+  where = sharding.batch_sharding(mesh)
+  batch = {
+    name: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=where)
+    for name, x in scar_batch(16).items()
+  }
+  features = jax.jit(
+    lambda frozen, batch: task.parts.conditions(frozen, batch, align=True)
+  )
+  with jax.set_mesh(mesh):
+    text = features.lower(dict(task.frozen), batch).compile().as_text()
+  for exchange in ('all-to-all', 'collective-permute', 'all-gather'):
+    assert f' {exchange}(' not in text

@@ -92,3 +92,21 @@ def test_more_positions_than_slots_are_refused():
   cache = empty_cache(1, 1, 2, 1, 4, 'float32')
   with pytest.raises(ValueError, match=r'3 new positions .* cache of 2 slots'):
     cache_mask(cache, jnp.arange(3), None)
+
+
+@pytest.mark.parametrize('used', [3, None])
+def test_a_layer_is_one_slice_of_the_cache(used):
+  # A slice of a slice is a copy of the layer on TPUs, in every step.
+  cache = jnp.arange(2 * 2 * 5 * 1 * 4, dtype=jnp.float32).reshape(
+    2, 2, 5, 1, 4
+  )
+  new = -jnp.ones((2, 1, 1, 4))
+
+  def write(cache, layer, at):
+    return write_layer(cache, new, layer, at, used)
+
+  made, layer = write(cache, jnp.int32(1), jnp.int32(2))
+  np.testing.assert_array_equal(layer, made[1, :, :used])
+  text = str(jax.make_jaxpr(write)(cache, jnp.int32(1), jnp.int32(2)))
+  assert text.count('dynamic_slice[') == 1
+  assert ' slice[' not in text
