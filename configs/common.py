@@ -223,6 +223,10 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
   if given.order == 'scale':
     # Every wrong code of an early scale spoils the whole picture.
     config.model.update(dict(token_noise=0.3, context_dropout=0.0))
+  if given.order == 'random':
+    # Which tokens it sees varies by itself; what they say may be trusted more.
+    config.model.update(dict(token_noise=0.5, context_dropout=0.1))
+    config.sample.guidance = 3.0
   if given.no_source:
     config.prefix.compress = 'off'
   if given.no_text:

@@ -90,15 +90,17 @@ def token_losses(
     return reduce(x, vocab_axis) if vocab_axis else x
 
   logits = logits.astype(jnp.float32)
-  size = logits.shape[-1]
   ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
   if vocab_axis:
-    ids += size * jax.lax.axis_index(vocab_axis)
-    size *= jax.lax.axis_size(vocab_axis)
+    ids += logits.shape[-1] * jax.lax.axis_index(vocab_axis)
   known = jax.lax.stop_gradient(logits)
   top = over_shards(jax.lax.pmax, jnp.max(known, axis=-1, keepdims=True))
-  first = jnp.min(jnp.where(known >= top, ids, size), axis=-1)
-  first = over_shards(jax.lax.pmin, first)
+  # Of equal logits the first is the guess. A sum like those below, so that all
+  # of them are one pass over the logits.
+  before = (known >= top) & (ids < targets[..., None])
+  before = jnp.sum(before.astype(jnp.float32), axis=-1)
+  before = over_shards(jax.lax.psum, before)
+  highest = top[..., 0]
   # Rows of infinities belong to samples that do not count.
   top = jnp.where(jnp.isfinite(top), top, 0.0)
   total = jnp.sum(jnp.exp(logits - top), axis=-1)
@@ -107,7 +109,7 @@ def token_losses(
   picked = over_shards(jax.lax.psum, jnp.sum(picked, axis=-1))
   return TokenLosses(
     jnp.log(total) + top[..., 0] - picked,
-    (first == targets).astype(jnp.float32),
+    ((picked >= highest) & (before == 0)).astype(jnp.float32),
   )
 
 

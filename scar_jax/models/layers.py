@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from scar_jax.sharding import annotated, constrain, platform
+from scar_jax.sharding import annotated, constrain, logical_spec, platform
 
 Init = Callable[..., Any]
 
@@ -296,7 +296,9 @@ def batch_conv(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> jax.Array:
 
   Left alone, the compiler keeps a kernel that FSDP has split along its output
   channels where it is, and brings the pictures of all devices to every part of
-  it: memory that grows with the mesh. Here the kernel comes to the pictures.
+  it: memory that grows with the mesh. Here the kernel comes to the pictures,
+  and its gradient goes back in parts, where the compiler would first add up
+  the whole of it on every device.
 
   Args:
     x: [B, H, W, C].
@@ -304,8 +306,30 @@ def batch_conv(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> jax.Array:
     *args: of the convolution.
     **kwargs: of the convolution.
   """
-  kernel = constrain(kernel, None, None, None, 'mlp')
-  y = jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
+  sizes = dict(mesh.shape)
+  rows = logical_spec(('batch', None, None, None), x.shape, sizes)
+  parts = logical_spec((None, None, None, 'embed'), kernel.shape, sizes)
+
+  split = rows[0] if isinstance(rows[0], tuple) else (rows[0],)
+  copies = tuple(axis for axis in split if axis not in (parts[-1], None))
+
+  def local(x: Array, kernel: Array) -> jax.Array:
+    if parts[-1]:
+      # Copies first: so the gradient is split before it crosses their axes.
+      kernel = jax.lax.pcast(kernel, copies, to='varying')
+      kernel = jax.lax.all_gather(kernel, parts[-1], axis=3, tiled=True)
+    return jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
+
+  # Output channels are left to the compiler, by the axis `tensor`.
+  y = jax.shard_map(
+    local,
+    in_specs=(rows, parts),
+    out_specs=rows,
+    axis_names={'replica', 'data', 'fsdp'},
+  )(x, kernel)
   return constrain(y, 'batch', None, None, None)
 
 

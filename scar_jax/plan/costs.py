@@ -44,6 +44,8 @@ class Op:
     bytes: read from and written to HBM, each time.
     trips: how often it runs.
     loop: the outermost loop that it is in, with its trips; '' is none.
+    beside: a copy between HBM and on-chip memory, started while other work
+      runs and awaited after it.
   """
 
   name: str
@@ -52,6 +54,7 @@ class Op:
   bytes: float
   trips: int
   loop: tuple[str, int] = ('', 1)
+  beside: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +160,10 @@ class _Walk:
     flops = instruction_flops(i, inside, self.module, self.kernels)
     moved = hbm_bytes(i, inside, self.module)
     if flops or moved:
-      self.ops.append(Op(i.name, i.opcode, flops, moved, trips, self.loop))
+      beside = i.opcode.endswith('-start') and _work_until_done(i, inside)
+      self.ops.append(
+        Op(i.name, i.opcode, flops, moved, trips, self.loop, beside)
+      )
 
   def _largest(self, names: Sequence[str], trips: int, overlaps: bool) -> None:
     """The branch with the most FLOPs, then bytes."""
@@ -204,6 +210,19 @@ class _Walk:
         self.collectives.append(
           exchange(inner, kind, inside, self.mesh, trips, bool(chain))
         )
+
+
+def _work_until_done(i: Instruction, inside: Computation) -> bool:
+  """Whether anything runs between the start of a copy and its end."""
+  order = list(inside)
+  for name in order[order.index(i.name) + 1 :]:
+    other = inside[name]
+    if other.opcode.endswith('-done') and i.name in other.operands:
+      return False
+    handed_on = other.opcode in _FREE or _is_free(other)
+    if not handed_on and not other.opcode.endswith(('-start', '-done')):
+      return True
+  return False
 
 
 def hbm_bytes(i: Instruction, inside: Computation, module: Module) -> float:

@@ -2,8 +2,10 @@
 
 In: `Costs`, a chip, the places of the devices in their torus. Out: a
 `Roofline`. Each instruction takes the longer of its FLOPs at peak and its bytes
-at full bandwidth; exchanges that overlap run beside all of them, the others
-between them. A bound, not a forecast: no machine reaches all of its peaks.
+at full bandwidth. Copies into on-chip memory that were started ahead, and
+exchanges that overlap, run beside all of them (but HBM moves all its bytes at
+full bandwidth at best); other exchanges run between them. A bound, not a
+forecast: no machine reaches all of its peaks.
 """
 
 import dataclasses
@@ -49,6 +51,7 @@ def roofline(costs: Costs, chip: Chip, coords: Coords) -> Roofline:
   busy = sum(
     op.trips * max(op.flops / chip.flops, op.bytes / chip.hbm_bandwidth)
     for op in costs.ops
+    if not op.beside
   )
   hidden = waiting = 0.0
   for exchange in costs.collectives:
@@ -65,7 +68,7 @@ def roofline(costs: Costs, chip: Chip, coords: Coords) -> Roofline:
   return Roofline(
     **times,
     waiting=waiting,
-    step=max(busy, hidden) + waiting,
+    step=max(busy, times['hbm'], hidden) + waiting,
     binds=max(times, key=lambda name: times[name]),
   )
 

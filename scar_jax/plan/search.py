@@ -126,6 +126,8 @@ def row(report: Report) -> dict[str, Any]:
   return {
     'fits': 'yes' if report['fits'] else 'no',
     'HBM GiB': report['hbm_bytes'] / GIB,
+    # Of those that are needed: what rematerialisation costs.
+    'FLOPs': report.get('flops_ratio'),
     'step ms': None if seconds is None else 1e3 * seconds,
     'images/s': report.get('images_per_second'),
     'MFU': report.get('mfu_bound'),

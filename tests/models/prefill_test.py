@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import re
 
 import flax.linen as nn
@@ -149,10 +150,14 @@ def test_places_tell_equal_cells_apart():
   np.testing.assert_allclose(np.std(marked - plain), 0.5, rtol=0.2)
 
 
-def test_convolutions_keep_to_the_rows_of_their_device():
+@pytest.mark.parametrize('axes', ['fsdp:8', 'data:2 fsdp:4', 'data:2 fsdp:2'])
+def test_convolutions_keep_to_the_rows_of_their_device(axes):
   """FSDP splits kernels; pictures must not be brought together for that."""
   cfg = PrefixConfig(k=2, grid=(4, 4), width=64, out=8)
-  model, mesh = Compressor(cfg), sharding.make_mesh({'fsdp': 8})
+  sizes = {a: int(n) for a, n in (axis.split(':') for axis in axes.split())}
+  ways = math.prod(sizes.values())
+  sizes['tensor'] = 8 // ways
+  model, mesh = Compressor(cfg), sharding.make_mesh(sizes)
   x = jax.ShapeDtypeStruct(
     (40, 4, 4, 64), jnp.float32, sharding=sharding.batch_sharding(mesh)
   )
@@ -168,9 +173,33 @@ def test_convolutions_keep_to_the_rows_of_their_device():
     lambda s, place: s.update(sharding=place), sharding.unbox(boxed), places
   )
   split = places['params']['restore']['conv_in']['kernel'].spec
-  assert split[-1] == 'fsdp'
+  assert split[-1] == ('fsdp' if ways == 8 else ('fsdp', 'tensor'))
   with jax.set_mesh(mesh):
     step = jax.jit(jax.grad(loss, (0, 1)), out_shardings=(places, x.sharding))
     text = step.lower(params, x).compile().as_text()
-  assert 'f32[5,4,4,64]' in text
+  assert f'f32[{40 // ways},4,4,64]' in text
   assert not re.findall(r'\[(?:\d,)?40,\d.*', text)
+  # Nor is the gradient of a kernel added up whole on every device.
+  sums = [line for line in text.splitlines() if ' all-reduce(' in line]
+  assert not [line for line in sums if '[3,3,64,256]' in line]
+  assert 'reduce-scatter(' in text
+
+
+@pytest.mark.parametrize('axes', [{'fsdp': 4}, {'data': 2, 'fsdp': 2}])
+def test_split_convolutions_are_those_of_one_device(axes):
+  cfg = PrefixConfig(k=2, grid=(4, 4), width=8, out=8)
+  model, x = Compressor(cfg), jax.random.normal(jax.random.key(1), (8, 4, 4, 8))
+  params = nn.meta.unbox(model.init(jax.random.key(0), x))
+
+  def loss(params, x):
+    prefix, restored = model.apply(params, x)
+    return (prefix**2).mean() + ((restored - x) ** 2).mean()
+
+  alone = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
+  with jax.set_mesh(sharding.make_mesh({**axes, 'tensor': 2})):
+    split = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    alone,
+    split,
+  )

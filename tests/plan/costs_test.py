@@ -1,5 +1,7 @@
 """Counts over compiled modules: FLOPs by trips, bytes, exchanges."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -213,6 +215,37 @@ def test_what_overlaps_runs_beside_and_the_rest_between():
     seconds[overlaps] = line.step
   assert seconds[True] == pytest.approx(line.interconnect)
   assert seconds[False] == pytest.approx(line.interconnect + base.step)
+
+
+@pytest.mark.parametrize('beside', [True, False])
+def test_a_copy_that_is_started_ahead_runs_beside_other_work(beside):
+  """Its bytes are moved all the same, and HBM can become what binds."""
+  lines = [
+    '%s = (f32[64,64]{1,0:S(1)}, f32[64,64]{1,0}, u32[]{:S(2)}) copy-start(%w)',
+    '%y = f32[64,4096]{1,0:S(1)} dot(%x, %x), lhs_contracting_dims={0}, '
+    'rhs_contracting_dims={0}',
+    '%d = f32[64,64]{1,0:S(1)} copy-done(%s)',
+  ]
+  if not beside:
+    lines = [lines[1], lines[0], lines[2]]
+  body = '\n  '.join(lines)
+  text = f"""ENTRY %main (x: f32[64,64], w: f32[64,64]) -> f32[64,64] {{
+  %x = f32[64,64]{{1,0:S(1)}} parameter(0)
+  %w = f32[64,64]{{1,0}} parameter(1)
+  {body}
+  ROOT %r = f32[64,64]{{1,0:S(1)}} add(%d, %d)
+}}
+"""
+  costs = count(parse(text), ONE)
+  [copy] = [op for op in costs.ops if op.opcode == 'copy-start']
+  assert (copy.beside, costs.bytes) == (beside, 64 * 64 * 4)
+  fast = dataclasses.replace(V5E, flops=costs.flops / 3, hbm_bandwidth=2**13)
+  step = roofline(costs, fast, SQUARE).step
+  assert step == pytest.approx(3 if beside else 3 + 2)
+  slow = dataclasses.replace(fast, hbm_bandwidth=2**11)
+  assert roofline(costs, slow, SQUARE).step == pytest.approx(
+    8 + 3 * (not beside)
+  )
 
 
 def test_an_exchange_in_several_fusions_counts_once():
