@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from scar_jax.config import default_config
 from scar_jax.config_values import nearest, read_value
 from scar_jax.models.decoder import decoder_size
-from scar_jax.orders.scale import scale_sides
 
 
 def parse_arg(
@@ -172,10 +171,12 @@ def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     train=dict(steps=400, ema=0.95, log_every=25, save_every=200),
   )  # fmt: skip
   if given.order == 'scale':
-    config.model.patch_nums = scale_sides(given.res // given.patch)
-    # Its encoder is learned: latents first settle unquantised.
-    config.loss.vq_start = 80
-    config.optim.update(dict(lr=4e-3, freeze=()))
+    side = given.res // given.patch
+    # Few scales: what one gets wrong all that follow have to mend.
+    config.model.patch_nums = tuple(
+      side // n for n in (4, 2, 1) if not side % n
+    )
+    config.train.update(dict(steps=200, save_every=100))
   return config
 
 
@@ -222,7 +223,9 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
   )  # fmt: skip
   if given.order == 'scale':
     # Every wrong code of an early scale spoils the whole picture.
-    config.model.update(dict(token_noise=0.3, context_dropout=0.0))
+    config.model.update(
+      dict(token_noise=1.0, context_dropout=0.0, place_init='sincos')
+    )
   if given.order == 'random':
     # Which tokens it sees varies by itself; what they say may be trusted more.
     config.model.update(dict(token_noise=0.5, context_dropout=0.1))

@@ -77,6 +77,13 @@ class Costs:
     return sum(op.flops * op.trips for op in self.ops)
 
   @property
+  def kernel_flops(self) -> float:
+    """Of these, what Pallas kernels do: attention."""
+    return sum(
+      op.flops * op.trips for op in self.ops if op.opcode == 'custom-call'
+    )
+
+  @property
   def bytes(self) -> float:
     """Read from and written to HBM."""
     return sum(op.bytes * op.trips for op in self.ops)

@@ -77,6 +77,7 @@ def make_report(
   peak = chips * topology.chip.flops
   return report | {
     'flops_per_chip': costs.flops,
+    'flops_kernels': costs.kernel_flops,
     'flops_ratio': costs.flops * chips / total if total else math.nan,
     'bytes_per_chip': costs.bytes,
     'unknown_loops': costs.unknown_loops,
@@ -205,7 +206,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     _line(
       'FLOPs per chip',
       f'{per_chip:,.2f} TFLOP compiled, {report["flops_ratio"]:.2f} of what '
-      'is needed',
+      f'is needed; {report["flops_kernels"] / 1e12:,.2f} in attention kernels',
     ),
     _line('HBM traffic', f'{report["bytes_per_chip"] / GIB:,.1f} GiB per chip'),
   ]

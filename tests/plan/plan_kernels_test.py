@@ -77,5 +77,5 @@ def test_calls_are_found_by_name_across_line_breaks():
 }
 """
   found = count(parse(text), {'data': 1}, {'splash_fwd': 5.0})
-  assert found.flops == 10
+  assert found.flops == found.kernel_flops == 10
   assert found.bytes == 2 * 2 * 8 * 4

@@ -1,8 +1,8 @@
 """A local tokenizer that starts as its own inverse.
 
-In: fresh parameters of a `VQModel` with `local` and `skip`. Out: the same tree,
-whose decoder undoes its encoder. Called by the tokenizer task. Ours: training
-then only mends what the codes lose.
+In: fresh parameters of a `VQModel` or `MSVQModel` with `local` and `skip`. Out:
+the same tree, whose decoder undoes its encoder. Called by the tokenizer task.
+Ours: training then only mends what the codes lose.
 """
 
 from typing import Any
@@ -19,7 +19,8 @@ def start_inverse(params: Any) -> Any:
   of the decoder starts at zero and has only what codes lose to make up for.
 
   Args:
-    params: of `VQModel.init`, with or without logical axes.
+    params: of `VQModel.init` or `MSVQModel.init`, with or without logical axes.
+      What the latter's phis do to codes starts as nothing.
   """
   plain = nn.unbox(params)
 
@@ -35,4 +36,17 @@ def start_inverse(params: Any) -> Any:
     'kernel': turned(plain['quant_conv']['kernel'])
   }
   new = {**plain, 'decoder': decoder, 'post_quant_conv': post}
+  phis = [name for name in plain if name.startswith('phi_')]
+  for name in phis:
+    new[name] = {'conv': _same(plain[name]['conv'])}
+  if phis:  # 3x3 there
+    for name in ('quant_conv', 'post_quant_conv'):
+      new[name] = _same(plain[name])
   return nn.meta.replace_boxed(params, new)
+
+
+def _same(conv: Any) -> Any:
+  """A 3x3 convolution that returns its input."""
+  kernel = jnp.zeros_like(conv['kernel'])
+  kernel = kernel.at[1, 1].set(jnp.eye(kernel.shape[-1], dtype=kernel.dtype))
+  return {'kernel': kernel, 'bias': jnp.zeros_like(conv['bias'])}

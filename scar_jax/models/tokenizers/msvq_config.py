@@ -30,6 +30,7 @@ class MSVQConfig:
   attn: bool = True  # attention at the lowest level
   patch: int = 1  # pixels per side that enter as channels
   skip: bool = False  # linear paths around encoder and decoder
+  local: bool = False  # the encoder sees each latent's pixels alone
   dropout: float = 0.0
   scale_dropout: float = 0.0  # share of training samples cut to first scales
   conv_impl: str = 'auto'  # 'auto' | 'xla' | 'matmul'
@@ -63,6 +64,7 @@ class MSVQConfig:
       attn=self.attn,
       patch=self.patch,
       skip=self.skip,
+      local=self.local,
       dropout=self.dropout,
       conv_impl=self.conv_impl,
       dtype=self.dtype,
@@ -98,8 +100,8 @@ _SIZES: dict[str, dict[str, Any]] = {
   f'var{size}': dict(patch_nums=sides) for size, sides in PATCH_NUMS.items()
 }
 _SIZES['tiny'] = dict(
-  codes=1024, code_dim=24, patch_nums=(1, 2, 3, 4, 6, 8), ch=48, ch_mult=(1,),
-  res_blocks=1, groups=0, attn=False, patch=4, skip=True,
+  codes=1024, code_dim=48, patch_nums=(2, 4, 8), ch=48, ch_mult=(1,),
+  res_blocks=1, groups=0, attn=False, patch=4, skip=True, local=True,
 )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 from scar_cases import noisy
 
-from scar_jax.models.tokenizers import layers
+from scar_jax.models.tokenizers import layers, residual
 from scar_jax.models.tokenizers.inverse import start_inverse
+from scar_jax.models.tokenizers.msvq import MSVQModel
+from scar_jax.models.tokenizers.msvq_config import msvq_config
 from scar_jax.models.tokenizers.vq import VQConfig, VQModel, vq_config
 
 TINY = VQConfig(
@@ -103,9 +106,12 @@ def test_a_local_encoder_sees_the_pixels_of_a_token_and_keeps_distances():
   assert np.count_nonzero(moved) == 1
 
 
-def test_a_local_model_starts_as_its_own_inverse():
-  cfg = dataclasses.replace(vq_config('tiny'), codes=64)
-  model = VQModel(cfg)
+@pytest.mark.parametrize('sides', [(), (2, 4)])
+def test_a_local_model_starts_as_its_own_inverse(sides):
+  cfg: Any = vq_config('tiny', codes=64)
+  if sides:
+    cfg = msvq_config('tiny', codes=64, patch_nums=sides)
+  model = MSVQModel(cfg) if sides else VQModel(cfg)
   images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1)
   fresh = jax.jit(model.init)(jax.random.key(0), images)['params']
   start = start_inverse(fresh)
@@ -114,3 +120,7 @@ def test_a_local_model_starts_as_its_own_inverse():
   run = jax.jit(lambda x: model.apply({'params': start}, x, mix=0.0).images)
   unquantised = run(images)
   np.testing.assert_allclose(unquantised, images, atol=1e-5)
+  if sides:  # phis leave codes as they are
+    codes = jax.random.normal(jax.random.key(2), (2, 4, cfg.code_dim))
+    added = model.apply({'params': start}, 0, codes, method='spread')
+    np.testing.assert_allclose(added, residual.enlarge(codes, 4), atol=1e-5)
