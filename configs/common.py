@@ -173,9 +173,8 @@ def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
   if given.order == 'scale':
     side = given.res // given.patch
     # Few scales: what one gets wrong all that follow have to mend.
-    config.model.patch_nums = tuple(
-      side // n for n in (4, 2, 1) if not side % n
-    )
+    sides = {max(1, side // n) for n in (4, 2, 1)}
+    config.model.patch_nums = tuple(sorted(sides))
     config.train.update(dict(steps=200, save_every=100))
   return config
 
@@ -229,6 +228,7 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
   if given.order == 'random':
     # Which tokens it sees varies by itself; what they say may be trusted more.
     config.model.update(dict(token_noise=0.5, context_dropout=0.1))
+  if given.order != 'raster':
     config.sample.guidance = 3.0
   if given.no_source:
     config.prefix.compress = 'off'
