@@ -21,10 +21,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scar_jax.types import PyTree
 
 MESH_AXES = ('replica', 'data', 'fsdp', 'tensor')
+BATCH_AXES = MESH_AXES[:-1]  # that split a batch
 
 # Logical axis -> mesh axes. Each name appears once: no rule can shadow another.
 LOGICAL_RULES: tuple[tuple[str, Any], ...] = (
-  ('batch', ('replica', 'data', 'fsdp')),
+  ('batch', BATCH_AXES),
   ('embed', 'fsdp'),
   ('heads', 'tensor'),
   ('mlp', 'tensor'),
@@ -187,12 +188,12 @@ def make_mesh(
 
 def batch_ways(mesh: Mesh) -> int:
   """Over how many devices the batch dimension is split."""
-  return math.prod(mesh.shape[a] for a in ('replica', 'data', 'fsdp'))
+  return math.prod(mesh.shape[a] for a in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Sharding of every array of a batch: rows over all but `tensor`."""
-  return NamedSharding(mesh, PartitionSpec(('replica', 'data', 'fsdp')))
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

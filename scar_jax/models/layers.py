@@ -14,7 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from scar_jax.sharding import annotated, constrain, logical_spec, platform
+from scar_jax.sharding import (
+  BATCH_AXES,
+  annotated,
+  constrain,
+  logical_spec,
+  platform,
+)
 
 Init = Callable[..., Any]
 
@@ -312,7 +318,6 @@ def batch_conv(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> jax.Array:
   sizes = dict(mesh.shape)
   rows = logical_spec(('batch', None, None, None), x.shape, sizes)
   parts = logical_spec((None, None, None, 'embed'), kernel.shape, sizes)
-
   split = rows[0] if isinstance(rows[0], tuple) else (rows[0],)
   copies = tuple(axis for axis in split if axis not in (parts[-1], None))
 
@@ -328,7 +333,7 @@ def batch_conv(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> jax.Array:
     local,
     in_specs=(rows, parts),
     out_specs=rows,
-    axis_names={'replica', 'data', 'fsdp'},
+    axis_names=set(BATCH_AXES),
   )(x, kernel)
   return constrain(y, 'batch', None, None, None)
 

@@ -32,16 +32,16 @@ def start_inverse(params: Any) -> Any:
     'kernel': turned(encoder['local']['kernel'])
   }
   decoder['conv_out'] = jax.tree.map(jnp.zeros_like, decoder['conv_out'])
-  post = plain['post_quant_conv'] | {
-    'kernel': turned(plain['quant_conv']['kernel'])
-  }
-  new = {**plain, 'decoder': decoder, 'post_quant_conv': post}
+  new = {**plain, 'decoder': decoder}
   phis = [name for name in plain if name.startswith('phi_')]
-  for name in phis:
-    new[name] = {'conv': _same(plain[name]['conv'])}
-  if phis:  # 3x3 there
+  if phis:  # a `MSVQModel`, whose quantising convolutions are 3x3 as well
     for name in ('quant_conv', 'post_quant_conv'):
       new[name] = _same(plain[name])
+  else:
+    kernel = turned(plain['quant_conv']['kernel'])
+    new['post_quant_conv'] = plain['post_quant_conv'] | {'kernel': kernel}
+  for name in phis:
+    new[name] = {'conv': _same(plain[name]['conv'])}
   return nn.meta.replace_boxed(params, new)
 
 
