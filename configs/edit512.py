@@ -69,7 +69,7 @@ def get_config(arg=None):
     optim=dict(lr=1e-4, weight_decay=0.05, clip=2.0 if scale else 1.0),
     train=dict(
       steps=2 * _EPOCH[given.variant] // 64, ema=0.0, log_every=50,
-      save_every=1000, keep=3,
+      save_every=1000, keep=3, tpu_options=common.TPU_OPTIONS,
     ),
     sample=dict(guidance=3.0, top_k=1000, batch=64),
   )  # fmt: skip

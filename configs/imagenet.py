@@ -66,6 +66,7 @@ def get_config(arg=None):
       log_every=50,
       save_every=2000,
       picture_every=2000,
+      tpu_options=common.TPU_OPTIONS,
     ),
     # The settings of ControlAR.
     sample=dict(guidance=4.0, top_k=2000),

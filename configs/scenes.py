@@ -36,4 +36,6 @@ def get_config(arg=None):
     # place that the text makes a little likelier.
     config.prefix.places = 'sincos'
     config.sample.guidance = 1.0
+    if config.order.name == 'scale':
+      config.model.token_noise = 0.25
   return config

@@ -105,6 +105,7 @@ class TrainConfig:
   resume: bool = True  # go on from the newest whole checkpoint, if any
   require_resume: bool = False  # no whole checkpoint is an error
   log_compiles: bool = True  # count compilations into summary.json
+  tpu_options: tuple[tuple[str, str], ...] = ()  # XLA's, of the step on TPUs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,8 +282,7 @@ def default_config(task: str) -> ConfigDict:
 
 def to_dict(config: Any) -> dict[str, Any]:
   """Plain nested dict of a Config; absent sections are left out."""
-  full = dataclasses.asdict(config)
-  return {k: v for k, v in full.items() if v is not None}
+  return {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
 
 
 def to_config_dict(config: Config) -> ConfigDict:

@@ -1,7 +1,8 @@
 """Steps and seconds per image of the three orders, at one model size and grid.
 
 In: a decoder size, the side of the token grid, a batch. Out: a row for raster,
-for the random order with each number of sets, and for scale. Weights are random
+for the random order with each number of sets, and for scale, with VAR's scales
+and with two, as the small recipes have. Weights are random
 and the picture is not decoded: what is timed is the sampler, prefill and
 guidance included. Width, layers, heads and codebook are the same for all; the
 scale order has the block it needs (AdaLN), with a feed-forward as large.
@@ -47,7 +48,10 @@ def run(given: Any) -> Report:
     **{
       f'random {k}': (_config('random', decoder, given.grid), k) for k in sets
     },
-    'scale': (_config('scale', decoder, given.grid), 0),
+    **{
+      f'scale {len(sides)}': (_config('scale', decoder, given.grid, sides), 0)
+      for sides in (scale_sides(given.grid), (1, given.grid))
+    },
   }
   work, steps = {}, {}
   for name, (cfg, num_sets) in cases.items():
@@ -74,12 +78,12 @@ def run(given: Any) -> Report:
   return Report(settings, rows, lambda row: f'{row["order"]}, {row["steps"]}')
 
 
-def _config(order: str, decoder: DecoderConfig, side: int) -> ScarConfig:
+def _config(
+  order: str, decoder: DecoderConfig, side: int, sides: tuple[int, ...] = ()
+) -> ScarConfig:
   """Class and prefix to tokens; the parts that differ are the order's own."""
-  sides: tuple[int, ...] = ()
   if order == 'scale':
     decoder = dataclasses.replace(decoder, block='adaln', mlp_hidden=0)
-    sides = scale_sides(side)
   return ScarConfig(
     decoder=decoder,
     prefix=PrefixConfig(

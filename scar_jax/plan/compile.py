@@ -10,7 +10,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ from scar_jax.sampling import generate
 from scar_jax.sampling_steps import split_scales
 from scar_jax.train.assemble import Assembly, assemble
 from scar_jax.train.checkpoints import abstract_with
-from scar_jax.train.step import trace_step
+from scar_jax.train.step import compile_with, trace_step
 from scar_jax.train.tasks import make_task
 from scar_jax.train.tasks.scar import ScarTask
 from scar_jax.types import Array, PyTree
@@ -247,17 +247,14 @@ def compile_train(setup: Setup) -> Program:
     )
 
   state = setup.state
-  return _compile(
-    setup,
-    trace,
-    {
-      'parameters': state.params,
-      'optimizer': state.opt_state,
-      'average': state.ema,
-      'frozen networks': setup.frozen,
-      'batch': setup.batch,
-    },
-  )
+  arguments = {
+    'parameters': state.params,
+    'optimizer': state.opt_state,
+    'average': state.ema,
+    'frozen networks': setup.frozen,
+    'batch': setup.batch,
+  }
+  return _compile(setup, trace, arguments, setup.config.train.tpu_options)
 
 
 def compile_sample(setup: Setup) -> Program:
@@ -329,6 +326,7 @@ def _compile(
   setup: Setup,
   trace: Callable[[], jax.stages.Traced],
   arguments: Mapping[str, PyTree],
+  options: Iterable[tuple[str, str]] = (),
 ) -> Program:
   """Runs the compiler; too little memory is an answer, not an error."""
   parts = {name: bytes_per_device(tree) for name, tree in arguments.items()}
@@ -338,7 +336,8 @@ def _compile(
     traced = trace()
     lowered = traced.lower()
   try:
-    compiled = lowered.compile(_QUICK if setup.quick else None)
+    with jax.set_mesh(setup.mesh):
+      compiled = compile_with(lowered, options, _QUICK if setup.quick else None)
     text = compiled.as_text() or ''
     total = _peak(compiled)
   except jax.errors.JaxRuntimeError as error:

@@ -169,7 +169,14 @@ def _prepare(
     run.step = Steps()
     for some in inputs.batches_of_sizes(run.loader, batch):
       logging.info('for batches of %s', dict(shapes_of(some)))
-      step = compile_step(made.step, abstract, run.frozen, some, places)
+      step = compile_step(
+        made.step,
+        abstract,
+        run.frozen,
+        some,
+        places,
+        config.train.tpu_options,
+      )
       describe_memory(step)
       run.step.add(some, step)
   draw = optional(run.task, 'pictures')

@@ -5,7 +5,7 @@ scalars. A step whose loss or gradient norm is not finite changes nothing but
 its counters: parameters, moments, EMA and statistics keep their bits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -202,6 +202,7 @@ def compile_step(
   frozen: PyTree,
   batch: PyTree,
   shardings: PyTree,
+  options: Iterable[tuple[str, str]] = (),
 ) -> jax.stages.Compiled:
   """Compiles the step once for the placed shapes of a run.
 
@@ -211,5 +212,39 @@ def compile_step(
     frozen: placed frozen networks.
     batch: abstract batch, with shardings.
     shardings: of the state; metrics come back replicated.
+    options: of the compiler, on TPUs.
   """
-  return trace_step(step, state, frozen, batch, shardings).lower().compile()
+  lowered = trace_step(step, state, frozen, batch, shardings).lower()
+  return compile_with(lowered, options)
+
+
+def compile_with(
+  lowered: jax.stages.Lowered,
+  options: Iterable[tuple[str, str]],
+  more: Mapping[str, Any] | None = None,
+) -> jax.stages.Compiled:
+  """Compiles with options of XLA, which only TPUs get.
+
+  Args:
+    lowered: the program.
+    options: `train.tpu_options`: names and values, in text.
+    more: options for all devices.
+
+  Raises:
+    ValueError: XLA does not know an option.
+  """
+  words = {'true': True, 'false': False}
+  chosen: dict[str, Any] = dict(more or {})
+  if platform() == 'tpu':
+    for name, text in options:
+      number = int(text) if text.isdigit() else text
+      chosen.setdefault(name, words.get(text.lower(), number))
+  try:
+    return lowered.compile(chosen)
+  except jax.errors.JaxRuntimeError as error:
+    if 'No such compile option' not in str(error):
+      raise
+    raise ValueError(
+      f'train.tpu_options={dict(options)}: {error}; accepted: options of the '
+      'installed libtpu (set --config.train.tpu_options)'
+    ) from error

@@ -214,3 +214,24 @@ def test_state_is_born_sharded_and_loss_equal(sizes):
       assert moment.addressable_shards[0].data.size == moment.size // split
     _, metrics = step(state, task.frozen, batch)
   np.testing.assert_allclose(metrics['loss'], want, rtol=1e-5)
+
+
+def test_compiler_options_are_for_tpus(monkeypatch):
+  lowered = jax.jit(lambda x: x + 1).lower(1.0)
+  given = {}
+
+  class Lowered:
+    def compile(self, options):
+      given.update(options)
+      return lowered.compile()
+
+  options = (('xla_a', 'true'), ('xla_b', '17408'), ('xla_c', 'word'))
+  step_lib.compile_with(Lowered(), options, {'effort': -1.0})
+  assert given == {'effort': -1.0}
+  monkeypatch.setattr(step_lib, 'platform', lambda: 'tpu')
+  assert step_lib.compile_with(Lowered(), options)(1.0) == 2
+  assert given == {
+    'effort': -1.0, 'xla_a': True, 'xla_b': 17408, 'xla_c': 'word',
+  }  # fmt: skip
+  with pytest.raises(ValueError, match=r"tpu_options=.*No such.*'xla_none'"):
+    step_lib.compile_with(lowered, (('xla_none', 'true'),))
