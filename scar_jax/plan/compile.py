@@ -335,16 +335,15 @@ def _compile(
   with jax.set_mesh(setup.mesh):
     traced = trace()
     lowered = traced.lower()
-  try:
-    with jax.set_mesh(setup.mesh):
+    try:
       compiled = compile_with(lowered, options, _QUICK if setup.quick else None)
-    text = compiled.as_text() or ''
-    total = _peak(compiled)
-  except jax.errors.JaxRuntimeError as error:
-    needed = read_shortage(str(error))
-    if needed is None:
-      raise
-    total = needed
+      text = compiled.as_text() or ''
+      total = _peak(compiled)
+    except jax.errors.JaxRuntimeError as error:
+      needed = read_shortage(str(error))
+      if needed is None:
+        raise
+      total = needed
   parts['temporaries'] = max(total - sum(parts.values()), 0.0)
   devices = setup.mesh.devices.flat
   return Program(

@@ -33,7 +33,7 @@ _FREE = (
   *('optim.weight_decay', 'train.steps', 'train.accum', 'train.log_every'),
   *('train.save_every', 'train.keep', 'train.best', 'train.picture_every'),
   *('train.max_bad_steps', 'train.resume', 'train.require_resume'),
-  'train.log_compiles',
+  *('train.log_compiles', 'train.tpu_options'),
   *('tokenizer.artifact', 'encoder.artifact', 'text.artifact'),
 )
 

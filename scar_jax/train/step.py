@@ -5,6 +5,7 @@ scalars. A step whose loss or gradient norm is not finite changes nothing but
 its counters: parameters, moments, EMA and statistics keep their bits.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -227,22 +228,17 @@ def compile_with(
 
   Args:
     lowered: the program.
-    options: `train.tpu_options`: names and values, in text.
+    options: `train.tpu_options`: names and values, in text that XLA reads.
     more: options for all devices.
 
   Raises:
-    ValueError: XLA does not know an option.
+    ValueError: XLA does not know an option, or cannot read its value.
   """
-  words = {'true': True, 'false': False}
-  chosen: dict[str, Any] = dict(more or {})
-  if platform() == 'tpu':
-    for name, text in options:
-      number = int(text) if text.isdigit() else text
-      chosen.setdefault(name, words.get(text.lower(), number))
+  chosen: dict[str, Any] = dict(options) if platform() == 'tpu' else {}
   try:
-    return lowered.compile(chosen)
+    return lowered.compile(chosen | dict(more or {}))
   except jax.errors.JaxRuntimeError as error:
-    if 'No such compile option' not in str(error):
+    if not re.search('No such compile option|Failed to parse', str(error)):
       raise
     raise ValueError(
       f'train.tpu_options={dict(options)}: {error}; accepted: options of the '

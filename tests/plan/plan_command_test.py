@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import jax
 import pytest
@@ -80,6 +81,16 @@ def test_small_programs_compile_for_a_tpu(config, tmp_path, what, capsys):
     kinds = {(c['kind'], c['axes']) for c in report['collectives']}
     assert ('all-gather', 'fsdp') in kinds
     assert any(axes == 'tensor' for _, axes in kinds)
+
+
+@pytest.mark.parametrize('option', ['xla_none=1', 'xla_tpu_rwb_fusion=word'])
+def test_options_of_the_compiler_are_judged_by_it(config, option, capsys):
+  pytest.importorskip(
+    'libtpu', reason='the TPU compiler comes with scar_jax[plan]'
+  )
+  assert _plan(config, '--quick', f'--config.train.tpu_options={option}') == 1
+  name, _ = option.split('=')
+  assert re.search(f"tpu_options=.*'{name}'", capsys.readouterr().err)
 
 
 def test_the_batch_is_that_of_the_loader():

@@ -12,6 +12,7 @@ from toy_run import toy_config, toy_train
 
 from scar_jax.artifacts import load_artifact
 from scar_jax.train import loop
+from scar_jax.train import step as step_lib
 from scar_jax.train.checkpoints import CheckpointError
 
 
@@ -117,6 +118,16 @@ def test_another_config_in_the_work_directory_is_refused(tmp_path):
   ):
     toy_train(tmp_path, batch=16, ema=0.5)
   assert (tmp_path / 'config.json').read_text() == before
+
+
+def test_a_run_goes_on_with_other_compiler_options(tmp_path, monkeypatch):
+  toy_train(tmp_path, steps=2)
+  options = (('xla_none', 'true'),)
+  toy_train(tmp_path, steps=4, tpu_options=options)  # not on TPUs
+  assert [step for step, _ in _losses(tmp_path)] == [1, 2, 3, 4]
+  monkeypatch.setattr(step_lib, 'platform', lambda: 'tpu')
+  with pytest.raises(ValueError, match=r"tpu_options=.*'xla_none'"):
+    toy_train(tmp_path, steps=6, tpu_options=options)
 
 
 def test_a_fresh_start_is_never_silent(tmp_path):

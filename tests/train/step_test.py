@@ -231,7 +231,7 @@ def test_compiler_options_are_for_tpus(monkeypatch):
   monkeypatch.setattr(step_lib, 'platform', lambda: 'tpu')
   assert step_lib.compile_with(Lowered(), options)(1.0) == 2
   assert given == {
-    'effort': -1.0, 'xla_a': True, 'xla_b': 17408, 'xla_c': 'word',
+    'effort': -1.0, 'xla_a': 'true', 'xla_b': '17408', 'xla_c': 'word',
   }  # fmt: skip
   with pytest.raises(ValueError, match=r"tpu_options=.*No such.*'xla_none'"):
     step_lib.compile_with(lowered, (('xla_none', 'true'),))
