@@ -81,11 +81,11 @@ def get_config(arg=None):
     )
     config.optim.no_decay = 'var'
   if given.smoke:
-    _shrink(config)
+    shrink(config)
   return config
 
 
-def _shrink(config):
+def shrink(config):
   """The same networks with few channels, at 32 pixels."""
   common.smoke(config)
   common.smoke_networks(config)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import imagenet, openmoji, scenes, t2i512
+from configs import finetune, imagenet, openmoji, scenes, t2i512
 from scar_jax import config as config_lib
 from scar_jax.config import batch_per_device, check, default_config
 from scar_jax.config_values import read_value
@@ -241,3 +241,19 @@ def test_the_recipes_of_multigen():
   assert drawn.data.control == ('canny',)
   with pytest.raises(ValueError, match="control='edge'; accepted: depth, hed"):
     t2i512.get_config('control=edge')
+
+
+def test_the_recipe_for_own_pictures():
+  for arg, kind, control in (
+    ('edit', 'edit', ()),
+    ('control', 'control', ()),
+    ('control,draw=canny+lineart', 'image', ('canny', 'lineart')),
+  ):
+    config = check(finetune.get_config(arg))
+    assert (config.data.source, config.data.kind) == ('jsonl', kind)
+    assert config.data.control == control
+    assert (config.data.mixture, config.optim.lr) == ((), 2e-5)
+  small = check(finetune.get_config('edit,smoke,order=random'))
+  assert (small.order.name, small.train.steps) == ('random', 20)
+  with pytest.raises(ValueError, match='accepted: control,draw='):
+    finetune.get_config('edit,draw=canny')

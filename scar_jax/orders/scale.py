@@ -65,7 +65,10 @@ def blank(patch_nums: tuple[int, ...], channels: int) -> Accumulate:
 
 @dataclasses.dataclass(frozen=True)
 class ScaleOrder:
-  """Square scales of sides `patch_nums`, the last is the token grid."""
+  """Square scales of sides `patch_nums`, the last is the token grid.
+
+  A side may come again: such a scale codes what the one before left over.
+  """
 
   patch_nums: tuple[int, ...] = PATCH_NUMS[256]
 
@@ -74,10 +77,10 @@ class ScaleOrder:
 
   def __post_init__(self):
     sides = self.patch_nums
-    if not sides or sides[0] < 1 or list(sides) != sorted(set(sides)):
+    if not sides or sides[0] < 1 or list(sides) != sorted(sides):
       raise ValueError(
-        f'patch_nums={sides}; accepted: sides from 1 on, each larger than the '
-        'one before (set --config.model.patch_nums of the tokenizer)'
+        f'patch_nums={sides}; accepted: sides from 1 on, none smaller than '
+        'the one before (set --config.model.patch_nums of the tokenizer)'
       )
 
   @property

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import source_files as files
 
-from configs import edit512, imagenet, t2i512
+from configs import edit512, finetune, imagenet, t2i512
 from scar_jax import config as config_lib
 from scar_jax import sharding
 from scar_jax.artifacts import Artifact
@@ -33,6 +33,8 @@ RECIPES = [
   (t2i512, 'control=canny', files.multigen),
   (edit512, 'unsplash', files.seed_edit),
   (edit512, 'ip2p_magicbrush', _ip2p_magicbrush),
+  (finetune, 'edit', files.jsonl),
+  (finetune, 'control,draw=canny', files.jsonl),
 ]
 
 
