@@ -232,7 +232,7 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
   if given.order == 'scale':
     # Every wrong code of an early scale spoils the whole picture.
     config.model.update(
-      dict(token_noise=1.0, context_dropout=0.0, place_init='sincos')
+      dict(token_noise=1.0, context_dropout=0.0, places='sincos')
     )
   if given.order == 'random':
     # Which tokens it sees varies by itself; what they say may be trusted more.

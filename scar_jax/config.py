@@ -198,7 +198,7 @@ class ScarModel:
   attention: str = 'auto'  # backend, see models.attention
   shard_length: bool = False  # the residual stream over mesh.tensor
   dtype: str = 'float32'  # of matrix products
-  place_init: str = choice('normal', 'normal', 'sincos')  # scale order
+  places: str = choice('normal', 'normal', 'sincos', 'rotary')  # scale order
   codebook_init: bool = False  # tables start from the tokenizer's codes
 
 

@@ -134,3 +134,24 @@ def test_guidance_ramps_by_default_in_the_scale_order_only():
   cfg = SamplerConfig(guidance=2.5, ramp='sets')
   weights = ramp_weights((1, 4, 9, 16), cfg)
   np.testing.assert_allclose(weights, [0, 1 / 3, 2 / 3, 1])
+
+
+@pytest.mark.parametrize('places', ['normal', 'sincos', 'rotary'])
+def test_cached_logits_are_those_of_training(places):
+  artifacts = frozen_artifacts('scale')
+  task = make_task(
+    scar_config(
+      order__name='scale', model__places=places, prefix__rope='aligned'
+    ),
+    artifacts,
+  )
+  batch = scar_batch(3)
+  shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
+  params = {'params': noisy(unbox(shapes['params']), scale=0.5)}
+  cond, _ = jax.jit(task.parts.conditions)(task.frozen, batch)
+  add = task.parts.accumulate(task.frozen)
+  sampler = Sampler(task.model, SamplerConfig(guidance=1.0))
+  out = sampler.run(params, cond, SEEDS, accumulate=add, trace=True)
+  apply = jax.jit(lambda p, t: task.model.apply(p, t, cond, accumulate=add))
+  full = apply(params, out.tokens).logits
+  np.testing.assert_allclose(out.raw[0], full, rtol=1e-4, atol=1e-4)

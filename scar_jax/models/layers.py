@@ -5,7 +5,7 @@ embeddings, dropout and drop path. Parameters are float32; norms and rotations
 compute in float32 and return the compute type. Source: method 3.2-3.4, 4.3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -336,6 +336,39 @@ def batch_conv(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> jax.Array:
     axis_names=set(BATCH_AXES),
   )(x, kernel)
   return constrain(y, 'batch', None, None, None)
+
+
+def product_conv(
+  x: Float[Array, 'B H W C'],
+  kernel: Float[Array, 'k l C F'],
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+  **_: Any,
+) -> Float[Array, 'B h w F']:
+  """A convolution as one matmul over the values under all taps.
+
+  On TPUs the gradient of a matmul's kernel is split over the mesh while it is
+  computed, and that of a convolution only afterwards. In exchange the values
+  under the taps are written out, k l / stride^2 times the input.
+
+  Args:
+    x: pictures.
+    kernel: of the convolution.
+    strides: along rows and columns.
+    padding: before and after, along rows and columns.
+  """
+  taps, rows, columns = kernel.shape[:-1], *strides
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  h = (x.shape[1] - taps[0]) // rows + 1
+  w = (x.shape[2] - taps[1]) // columns + 1
+  under = [
+    x[:, i::rows, j::columns][:, :h, :w]
+    for i in range(taps[0])
+    for j in range(taps[1])
+  ]
+  x = constrain(jnp.concatenate(under, axis=-1), 'batch', None, None, None)
+  y = x.reshape(len(x), h * w, -1) @ kernel.reshape(-1, kernel.shape[-1])
+  return constrain(y.reshape(len(x), h, w, -1), 'batch', None, None, None)
 
 
 def place_waves(places: np.ndarray, width: int) -> np.ndarray:

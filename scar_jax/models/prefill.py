@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scar_jax.models.layers import batch_conv, place_waves
+from scar_jax.models.layers import batch_conv, place_waves, product_conv
 from scar_jax.orders.layout import grid_positions
-from scar_jax.sharding import annotated
+from scar_jax.sharding import annotated, platform
 
 COMPRESS = (
   'full',  # conv + resize, with a restorer for the preservation loss
@@ -191,7 +191,15 @@ def shrink(x: Float[Array, 'B h w C'], k: int) -> Float[Array, 'B h2 w2 C']:
   return jnp.mean(blocks[:, :, middle, :, middle], axis=(2, 4))
 
 
-def _conv(features: int, fan_in: int, stride: int, dtype: str, name: str):
+def _conv(
+  features: int,
+  fan_in: int,
+  stride: int,
+  dtype: str,
+  name: str,
+  small: bool = True,
+):
+  """3x3; `small` says that its output has the size of the prefix."""
   init = torch_uniform(9 * fan_in)
   return nn.Conv(
     features,
@@ -200,7 +208,10 @@ def _conv(features: int, fan_in: int, stride: int, dtype: str, name: str):
     # Explicit: 'SAME' at stride 2 pads (0, 1) and shifts by one pixel.
     padding=((1, 1), (1, 1)),
     dtype=dtype,
-    conv_general_dilated=batch_conv,
+    # Of a whole grid of features the values under all taps are too many.
+    conv_general_dilated=product_conv
+    if small and platform() == 'tpu'
+    else batch_conv,
     kernel_init=annotated(init, None, None, None, 'conv_out'),
     bias_init=annotated(init, 'conv_out'),
     name=name,
@@ -231,7 +242,9 @@ class Restorer(nn.Module):
     for i in range(int(math.log2(cfg.step))):
       name = f'conv_in{i or ""}'
       x = pixel_shuffle(_conv(4 * d, d, 1, cfg.dtype, name)(x), 2)
-    return _conv(d, d, 1, cfg.dtype, 'conv_out')(x).astype(jnp.float32)
+    return _conv(d, d, 1, cfg.dtype, 'conv_out', small=False)(x).astype(
+      jnp.float32
+    )
 
 
 class Compressor(nn.Module):

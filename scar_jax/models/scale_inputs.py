@@ -2,7 +2,7 @@
 
 In: class ids, `Inputs` of the scale order, embeddings of prefix and text. Out:
 the condition vector of the AdaLN blocks, embeddings of target positions, of
-prefix and text. There is no rotary embedding: places and scales are learned.
+prefix and text. Places and scales are learned; a rotary embedding is optional.
 Called by `models/scar.py`. Source: FoundationVision/VAR (method 4.2, 4.4),
 method 4.5 for prefix and text.
 """
@@ -31,7 +31,7 @@ class ScaleInputs(nn.Module):
       of a model without classes.
     prefix_grid: (rows, columns) of the prefix, None without one.
     text_len: T, 0 without a text.
-    place_init: 'normal' or 'sincos', see `ScarConfig`.
+    places: 'normal', or 'sincos' or 'rotary', see `ScarConfig`.
   """
 
   order: ScaleOrder
@@ -39,7 +39,7 @@ class ScaleInputs(nn.Module):
   classes: int
   prefix_grid: tuple[int, int] | None = None
   text_len: int = 0
-  place_init: str = 'normal'
+  places: str = 'normal'
 
   def setup(self):
     order, std = self.order, ada_std(self.width)
@@ -49,8 +49,8 @@ class ScaleInputs(nn.Module):
       shape = (rows, self.width)
       return self.param(name, annotated(init, None, 'table'), shape)
 
-    def places(centres: Float[Array, 'n 2'] | np.ndarray) -> Any:
-      if self.place_init == 'normal':
+    def place_init(centres: Float[Array, 'n 2'] | np.ndarray) -> Any:
+      if self.places == 'normal':
         return init
       waves = nl.place_waves(centres / order.patch_nums[-1], self.width)
       return lambda *_: jnp.asarray(std * waves)
@@ -58,7 +58,7 @@ class ScaleInputs(nn.Module):
     self.label = table('label', self.classes + 1)
     self.start = table('start', order.set_sizes[0])
     centres = order.positions() + 0.5
-    self.place = table('place', order.num_targets, places(centres))
+    self.place = table('place', order.num_targets, place_init(centres))
     self.level = table('level', len(order.set_sizes))
     self.word = nl.Dense(
       (self.width,), (None, 'embed'), use_bias=True, kernel_init=init
@@ -66,7 +66,7 @@ class ScaleInputs(nn.Module):
     if self.prefix_grid:
       cells = grid_positions(self.prefix_grid) + 0.5
       cells *= np.divide(order.side, self.prefix_grid)
-      self.prefix_place = table('prefix_place', len(cells), places(cells))
+      self.prefix_place = table('prefix_place', len(cells), place_init(cells))
       self.prefix_level = table('prefix_level', 1)
     if self.text_len:
       self.text_place = table('text_place', self.text_len)

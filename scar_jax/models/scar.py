@@ -89,7 +89,7 @@ class Scar(nn.Module):
         classes,
         cfg.prefix.out_grid,
         cfg.text_len,
-        cfg.place_init,
+        cfg.places,
         name='scale',
       )
     if cfg.text_len:
@@ -169,7 +169,7 @@ class Scar(nn.Module):
 
   def _rope(self, positions, zero=None):
     cfg = self.cfg.decoder
-    if self._scales:
+    if self._scales and self.cfg.places != 'rotary':
       return None
     return rope_table(positions, cfg.head_dim, cfg.rope_base, zero)
 

@@ -24,7 +24,7 @@ _CHOICES = {
   'text_rope': ('zero', 'identity'),
   'cond_dropout': ('text', 'joint'),
   'token_dropout_scope': ('all', 'text'),
-  'place_init': ('normal', 'sincos'),
+  'places': ('normal', 'sincos', 'rotary'),
   'align_hidden': ('post_norm', 'pre_norm'),
 }
 
@@ -46,9 +46,10 @@ class ScarConfig:
       order); () is `num_sets`.
     patch_nums: sides of the scale order.
     latent_dim: channels of the latents that the scale order sees.
-    place_init: its tables of places start as 'normal' noise (VAR), or as
-      'sincos' of where they lie, so that prefix and scales know from the first
-      step what is beside what.
+    places: its tables of places start as 'normal' noise (VAR), or as 'sincos'
+      of where they lie, so that prefix and scales know from the first step what
+      is beside what; with 'rotary' queries and keys are rotated by it too, as
+      in the other orders (the idea of FoundationVision/Infinity).
     prefix_mask: 'bidirectional' (paper) or 'causal' (official code).
     prefix_rope: where prefix and target lie in RoPE coordinates.
     prefix_ada: which condition vector modulates the set-0 positions of the
@@ -79,7 +80,7 @@ class ScarConfig:
   train_sets: tuple[int, ...] = ()
   patch_nums: tuple[int, ...] = ()
   latent_dim: int = 32
-  place_init: str = 'normal'
+  places: str = 'normal'
   prefix_mask: str = 'bidirectional'
   prefix_rope: str = 'offset_p'
   prefix_ada: str = 'class'
@@ -142,9 +143,9 @@ class ScarConfig:
           '(set --config.prefix.ada)'
         )
       return
-    if self.place_init == 'sincos' and self.decoder.width % 4:
+    if self.places != 'normal' and self.decoder.width % 4:
       raise ValueError(
-        f"place_init='sincos' with width {self.decoder.width}; accepted: a "
+        f'places={self.places!r} with width {self.decoder.width}; accepted: a '
         'multiple of 4 (set --config.model.width)'
       )
     if self.context_dropout:

@@ -185,8 +185,11 @@ def test_convolutions_keep_to_the_rows_of_their_device(axes):
   assert 'reduce-scatter(' in text
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])  # the latter: products
 @pytest.mark.parametrize('axes', [{'fsdp': 4}, {'data': 2, 'fsdp': 2}])
-def test_split_convolutions_are_those_of_one_device(axes):
+def test_split_convolutions_are_those_of_one_device(
+  axes, platform, monkeypatch
+):
   cfg = PrefixConfig(k=2, grid=(4, 4), width=8, out=8)
   model, x = Compressor(cfg), jax.random.normal(jax.random.key(1), (8, 4, 4, 8))
   params = nn.meta.unbox(model.init(jax.random.key(0), x))
@@ -196,6 +199,7 @@ def test_split_convolutions_are_those_of_one_device(axes):
     return (prefix**2).mean() + ((restored - x) ** 2).mean()
 
   alone = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
+  monkeypatch.setattr(prefill, 'platform', lambda: platform)
   with jax.set_mesh(sharding.make_mesh({**axes, 'tensor': 2})):
     split = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
   jax.tree.map(

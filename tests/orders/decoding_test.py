@@ -22,6 +22,7 @@ BATCH, PREFIX = 2, (1, 2)
 ORDERS = {
   'raster': RasterOrder((2, 3)),
   'scale': ScaleOrder((1, 2, 3)),
+  'scale, twice whole': ScaleOrder((1, 3, 3)),
   'random': RandomOrder((3, 3), 4),
 }
 

@@ -134,5 +134,5 @@ def model_config(config: Any, artifacts: Mapping[str, Any]) -> ScarConfig:
     token_noise=model.token_noise,
     context_dropout=model.context_dropout,
     align_hidden=config.align.hidden,
-    place_init=model.place_init,
+    places=model.places,
   )
