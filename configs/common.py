@@ -183,8 +183,9 @@ def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     # What one scale gets wrong all that follow have to mend, and codes of what
     # is left over are harder to tell than codes of what is seen: one scale for
     # the mean of the picture, one for the rest.
-    config.model.patch_nums = (1, given.res // given.patch)
-    config.train.update(dict(steps=200, save_every=100))
+    config.model.update(
+      dict(patch_nums=(1, given.res // given.patch), codes=2048)
+    )
   return config
 
 
@@ -232,12 +233,11 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
   if given.order == 'scale':
     # Every wrong code of an early scale spoils the whole picture.
     config.model.update(
-      dict(token_noise=1.0, context_dropout=0.0, places='sincos')
+      dict(token_noise=1.0, context_dropout=0.0, places='rotary')
     )
   if given.order == 'random':
     # Which tokens it sees varies by itself; what they say may be trusted more.
     config.model.update(dict(token_noise=0.5, context_dropout=0.1))
-  if given.order != 'raster':
     config.sample.guidance = 3.0
   if given.no_source:
     config.prefix.compress = 'off'

@@ -17,6 +17,8 @@ from scar_jax.extras import require
 from scar_jax.sweep.execute import DONE, FAILED, Outcome
 from scar_jax.sweep.spec import Job, SweepSpec
 
+NOT_TRIED = 'not tried'
+
 
 def measured(spec: SweepSpec, job: Job) -> dict[str, float]:
   """The measures of a finished run, by their key.
@@ -54,7 +56,7 @@ def gather(
       {
         'point': job.point,
         'seed': job.seed,
-        'status': state.status or 'not tried',
+        'status': state.status or NOT_TRIED,
         'seconds': state.seconds,
         'workdir': job.workdir,
         'measures': values,
@@ -94,14 +96,17 @@ def tables(
   columns = tuple(
     Column(m.key, m.title, m.better, m.digits) for m in spec.measures
   )
-  failed = [
+  begun = [
     f'{row["point"]}, seed {row["seed"]}: {row["status"]}'
     for row in rows
-    if row['status'] != DONE
+    if row['status'] not in (DONE, NOT_TRIED)
   ]
+  waiting = sum(row['status'] == NOT_TRIED for row in rows)
   notes = ['Mean and deviation over seeds; n runs.']
-  if failed:
-    notes.append(f'Without a number: {"; ".join(failed)}.')
+  if begun:
+    notes.append(f'Without a number: {"; ".join(begun)}.')
+  if waiting:
+    notes.append(f'Not tried yet: {waiting} of {len(rows)} runs.')
   found = {
     spec.title: Table(
       'point',

@@ -139,6 +139,12 @@ def test_failures_are_reported_and_tried_again(tmp_path, scar):
   assert '| x=1.0 | 11.000 ± 1.000 | 3 |' in table
   assert '| x=2.0 | – | 0 |' in table
   assert 'Without a number: x=2.0, seed 0: failed' in table
+  assert 'Not tried yet' not in table
+  some = dict(list(found.items())[:2])
+  results.write(spec, results.gather(spec, listed, some), tmp_path)
+  table = (tmp_path / 'table.md').read_text()
+  assert 'Not tried yet: 4 of 6 runs.' in table
+  assert 'seed 2' not in table
   assert (tmp_path / 'plot.png').read_bytes()[:4] == b'\x89PNG'
   (tmp_path / 'mended').touch()
   before = len(_calls(tmp_path))
