@@ -356,6 +356,7 @@ def product_conv(
     kernel: of the convolution.
     strides: along rows and columns.
     padding: before and after, along rows and columns.
+    **_: what flax gives besides: channels last, no dilation, one group.
   """
   taps, rows, columns = kernel.shape[:-1], *strides
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))

@@ -199,8 +199,10 @@ def _conv(
   name: str,
   small: bool = True,
 ):
-  """3x3; `small` says that its output has the size of the prefix."""
+  """3x3; `small` says that its output is smaller than the features' grid."""
   init = torch_uniform(9 * fan_in)
+  # Of the whole grid the values under all taps would be too many.
+  conv = product_conv if small and platform() == 'tpu' else batch_conv
   return nn.Conv(
     features,
     (3, 3),
@@ -208,10 +210,7 @@ def _conv(
     # Explicit: 'SAME' at stride 2 pads (0, 1) and shifts by one pixel.
     padding=((1, 1), (1, 1)),
     dtype=dtype,
-    # Of a whole grid of features the values under all taps are too many.
-    conv_general_dilated=product_conv
-    if small and platform() == 'tpu'
-    else batch_conv,
+    conv_general_dilated=conv,
     kernel_init=annotated(init, None, None, None, 'conv_out'),
     bias_init=annotated(init, 'conv_out'),
     name=name,
