@@ -37,6 +37,6 @@ def get_config(arg=None):
     config.prefix.places = 'sincos'
     config.sample.guidance = 1.0
     if config.order.name == 'scale':
-      # As the model of README's table was trained; no other was tried.
+      # That of the model in README's table; no other was tried.
       config.model.token_noise = 0.25
   return config

@@ -19,16 +19,20 @@ from scar_jax.train.tasks import make_task
 SEEDS = np.array([3, 4, 5])
 
 
-@pytest.fixture(scope='module')
-def tiny():
+def _make(**fields):
   """Task, parameters and conditions of three samples."""
   artifacts = frozen_artifacts('scale')
-  task = make_task(scar_config(order__name='scale'), artifacts)
+  task = make_task(scar_config(order__name='scale', **fields), artifacts)
   batch = scar_batch(3)
   shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
   params = {'params': noisy(unbox(shapes['params']), scale=0.5)}
   cond, _ = jax.jit(task.parts.conditions)(task.frozen, batch)
   return task, params, cond
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  return _make()
 
 
 def test_a_program_serves_every_tokenizer_and_strength(tiny):
@@ -138,17 +142,7 @@ def test_guidance_ramps_by_default_in_the_scale_order_only():
 
 @pytest.mark.parametrize('places', ['normal', 'sincos', 'rotary'])
 def test_cached_logits_are_those_of_training(places):
-  artifacts = frozen_artifacts('scale')
-  task = make_task(
-    scar_config(
-      order__name='scale', model__places=places, prefix__rope='aligned'
-    ),
-    artifacts,
-  )
-  batch = scar_batch(3)
-  shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
-  params = {'params': noisy(unbox(shapes['params']), scale=0.5)}
-  cond, _ = jax.jit(task.parts.conditions)(task.frozen, batch)
+  task, params, cond = _make(model__places=places, prefix__rope='aligned')
   add = task.parts.accumulate(task.frozen)
   sampler = Sampler(task.model, SamplerConfig(guidance=1.0))
   out = sampler.run(params, cond, SEEDS, accumulate=add, trace=True)

@@ -338,6 +338,31 @@ def batch_conv(x: Array, kernel: Array, *args: Any, **kwargs: Any) -> jax.Array:
   return constrain(y, 'batch', None, None, None)
 
 
+def under_taps(
+  x: Float[Array, 'B H W C'],
+  window: Sequence[int],
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+) -> list[Float[Array, 'B h w C']]:
+  """What each tap of a convolution sees at its output positions, row-major.
+
+  Args:
+    x: pictures.
+    window: taps along rows and columns.
+    strides: along rows and columns.
+    padding: before and after, along rows and columns.
+  """
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  rows, columns = strides
+  h = (x.shape[1] - window[0]) // rows + 1
+  w = (x.shape[2] - window[1]) // columns + 1
+  return [
+    x[:, i::rows, j::columns][:, :h, :w]
+    for i in range(window[0])
+    for j in range(window[1])
+  ]
+
+
 def product_conv(
   x: Float[Array, 'B H W C'],
   kernel: Float[Array, 'k l C F'],
@@ -358,18 +383,11 @@ def product_conv(
     padding: before and after, along rows and columns.
     **_: what flax gives besides: channels last, no dilation, one group.
   """
-  taps, rows, columns = kernel.shape[:-1], *strides
-  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  h = (x.shape[1] - taps[0]) // rows + 1
-  w = (x.shape[2] - taps[1]) // columns + 1
-  under = [
-    x[:, i::rows, j::columns][:, :h, :w]
-    for i in range(taps[0])
-    for j in range(taps[1])
-  ]
+  under = under_taps(x, kernel.shape[:2], strides, padding)
   x = constrain(jnp.concatenate(under, axis=-1), 'batch', None, None, None)
-  y = x.reshape(len(x), h * w, -1) @ kernel.reshape(-1, kernel.shape[-1])
-  return constrain(y.reshape(len(x), h, w, -1), 'batch', None, None, None)
+  y = x.reshape(len(x), -1, x.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+  y = y.reshape(*x.shape[:-1], -1)
+  return constrain(y, 'batch', None, None, None)
 
 
 def place_waves(places: np.ndarray, width: int) -> np.ndarray:

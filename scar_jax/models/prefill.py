@@ -241,9 +241,8 @@ class Restorer(nn.Module):
     for i in range(int(math.log2(cfg.step))):
       name = f'conv_in{i or ""}'
       x = pixel_shuffle(_conv(4 * d, d, 1, cfg.dtype, name)(x), 2)
-    return _conv(d, d, 1, cfg.dtype, 'conv_out', small=False)(x).astype(
-      jnp.float32
-    )
+    x = _conv(d, d, 1, cfg.dtype, 'conv_out', small=False)(x)
+    return x.astype(jnp.float32)
 
 
 class Compressor(nn.Module):

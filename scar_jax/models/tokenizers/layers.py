@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from scar_jax.models.layers import batch_conv
+from scar_jax.models.layers import batch_conv, under_taps
 from scar_jax.sharding import annotated, platform
 
 CONV_IMPLS = ('auto', 'xla', 'matmul')
@@ -133,7 +133,6 @@ def _weight_gradient(
 ) -> jax.Array:
   """Kernel gradient; shifts whichever of input and gradient is narrower."""
   kh, kw, c, f = shape
-  taps = [(i, j) for i in range(kh) for j in range(kw)]
   if f < c and stride == 1:
     height, width = x.shape[1:3]
     (top, bottom), (left, right) = padding
@@ -141,19 +140,18 @@ def _weight_gradient(
     cols = (kw - 1 - left, kw - 1 - right)
     g = jnp.pad(g, ((0, 0), rows, cols, (0, 0)))
     moved = [
-      g[:, kh - 1 - i :, kw - 1 - j :][:, :height, :width] for i, j in taps
+      g[:, kh - 1 - i :, kw - 1 - j :][:, :height, :width]
+      for i in range(kh)
+      for j in range(kw)
     ]
-    moved_g = jnp.concatenate(moved, axis=-1).reshape(-1, len(taps) * f)
+    moved_g = jnp.concatenate(moved, axis=-1).reshape(-1, kh * kw * f)
     dw = jnp.einsum('nc,nf->cf', x.reshape(-1, c), moved_g)
     return dw.reshape(c, kh, kw, f).transpose(1, 2, 0, 3)
-  h, w = g.shape[1:3]
-  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   flat_g = g.reshape(-1, f)
-  dw = []
-  for i, j in taps:
-    rows = slice(i, i + stride * (h - 1) + 1, stride)
-    cols = slice(j, j + stride * (w - 1) + 1, stride)
-    dw.append(jnp.einsum('nc,nf->cf', x[:, rows, cols].reshape(-1, c), flat_g))
+  dw = [
+    jnp.einsum('nc,nf->cf', seen.reshape(-1, c), flat_g)
+    for seen in under_taps(x, (kh, kw), (stride, stride), padding)
+  ]
   return jnp.stack(dw).reshape(shape)
 
 
