@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scar_jax.models.layers import batch_conv, place_waves, product_conv
+from scar_jax.models.convolutions import batch_conv, product_conv
+from scar_jax.models.layers import place_waves
 from scar_jax.orders.layout import grid_positions
 from scar_jax.sharding import annotated, platform
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from scar_jax.models.layers import batch_conv, under_taps
+from scar_jax.models.convolutions import batch_conv, under_taps
 from scar_jax.sharding import annotated, platform
 
 CONV_IMPLS = ('auto', 'xla', 'matmul')
