@@ -180,12 +180,13 @@ def _tokenizer(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     train=dict(steps=400, ema=0.95, log_every=25, save_every=200),
   )  # fmt: skip
   if given.order == 'scale':
-    # What one scale gets wrong all that follow have to mend, and codes of what
-    # is left over are harder to tell than codes of what is seen: one scale for
-    # the mean of the picture, one for the rest.
-    config.model.update(
-      dict(patch_nums=(1, given.res // given.patch), codes=2048)
-    )
+    # Two scales of one size: codes of what is seen, then of what is left over.
+    # With coarser ones before, down to the mean of the picture, what a code of
+    # the last looks like hangs on all of them, and one that is wrong tints the
+    # whole picture. Few codes: what is left over is hard enough to tell.
+    side = given.res // given.patch
+    config.model.update(dict(patch_nums=(side, side), codes=512))
+    config.train.update(dict(steps=200, save_every=100))
   return config
 
 
@@ -235,6 +236,8 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
     config.model.update(
       dict(token_noise=1.0, context_dropout=0.0, places='rotary')
     )
+    # The first of two scales, which VAR's ramp does not guide, is the picture.
+    config.sample.ramp = 'constant'
   if given.order == 'random':
     # Which tokens it sees varies by itself; what they say may be trusted more.
     config.model.update(dict(token_noise=0.5, context_dropout=0.1))

@@ -169,7 +169,7 @@ def test_full_drawings_are_larger(words, pixels):
 
 @pytest.mark.parametrize(
   ('module', 'sides'),
-  [(openmoji, (1, 12)), (scenes, (1, 8))],
+  [(openmoji, (12, 12)), (scenes, (8, 8))],
 )
 def test_the_scale_order_has_a_tokenizer_of_its_own(module, sides):
   config = check(module.get_config('tokenizer,order=scale'))

@@ -2,10 +2,10 @@
 
 In: a decoder size, the side of the token grid, a batch. Out: a row for raster,
 for the random order with each number of sets, and for scale, with VAR's scales
-and with two, as the small recipes have. Weights are random and the picture is
-not decoded: what is timed is the sampler, prefill and guidance included. Width,
-layers, heads and codebook are the same for all; the scale order has the block
-it needs (AdaLN), with a feed-forward as large.
+and with two of the grid's size, as the small recipes have. Weights are random
+and the picture is not decoded: what is timed is the sampler, prefill and
+guidance included. Width, layers, heads and codebook are the same for all; the
+scale order has the block it needs (AdaLN), with a feed-forward as large.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ def run(given: Any) -> Report:
     },
     **{
       f'scale {len(sides)}': (_config('scale', decoder, given.grid, sides), 0)
-      for sides in (scale_sides(given.grid), (1, given.grid))
+      for sides in (scale_sides(given.grid), (given.grid, given.grid))
     },
   }
   work, steps = {}, {}
