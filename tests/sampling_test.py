@@ -170,5 +170,5 @@ def test_branches_keep_null_rows_that_were_asked_for():
 
 def test_cache_sizes_are_padded():
   assert [cache_size(n) for n in (1, 16, 17, 128, 129, 1399)] == [
-    16, 16, 32, 128, 256, 1408,
+    16, 16, 32, 128, 144, 1408,
   ]  # fmt: skip

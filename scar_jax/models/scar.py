@@ -337,7 +337,7 @@ class Scar(nn.Module):
     vector = set0.vector
     steered = None if vector is None else self.decoder.modulate(vector)
     rows = set0.x.shape[0] // branches
-    cache = make_cache(self.cfg.decoder, rows, cache_size)
+    cache = make_cache(self.cfg.decoder, rows, cache_size).replace(used=0)
     if not layout.set0_len:
       cache = repeat_rows(cache, branches).replace(memory=set0.memory)
       return None, cache, steered
