@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from scar_jax.models import layers as nl
+from scar_jax.sharding import unbox
 
 
 def _table(grid: int, head_dim: int, rows: int, xp=np):
@@ -186,3 +187,24 @@ def test_products_apart_equal_parts_of_one(monkeypatch, int8):
     assert isinstance(ours, tuple)
     for i, part in enumerate(ours):
       np.testing.assert_allclose(part, want[:, :, i], atol=1e-5)
+
+
+@pytest.mark.parametrize('device', ['cpu', 'tpu'])
+def test_gradients_of_a_product_are_those_of_einsum(device, monkeypatch):
+  monkeypatch.setattr(nl, 'platform', lambda: device)
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 5, 3, 4)), jnp.float32)
+  dense = nl.Dense((2, 6), (None, None, None, None), in_dims=2)
+  params = unbox(dense.init(jax.random.key(0), x))
+
+  def ours(params, x):
+    return (jnp.tanh(dense.apply(params, x)) ** 2).sum()
+
+  def plain(params, x):
+    y = jnp.einsum('blhk,hkpq->blpq', x, params['params']['kernel'])
+    return (jnp.tanh(y) ** 2).sum()
+
+  found = jax.jit(jax.grad(ours, (0, 1)))(params, x)
+  want = jax.jit(jax.grad(plain, (0, 1)))(params, x)
+  for a, b in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
