@@ -22,6 +22,8 @@ from scar_jax.sharding import (
 )
 
 Init = Callable[..., Any]
+# Kernels of fewer values gain nothing by `_cpu_product`.
+_LARGE = 2**18
 
 
 class RMSNorm(nn.Module):
@@ -108,7 +110,8 @@ class Dense(nn.Module):
 
   def _product(self, x, kernel, scale, bias) -> Any:
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    if platform() == 'cpu' and x.dtype == (self.out_dtype or x.dtype):
+    same = x.dtype == (self.out_dtype or x.dtype)
+    if same and platform() == 'cpu' and kernel.size >= _LARGE:
       x = _cpu_product(x, kernel, self.in_dims)
     else:
       x = _product(x, kernel, self.in_dims, self.out_dtype)
