@@ -233,9 +233,7 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
   )  # fmt: skip
   if given.order == 'scale':
     # Every wrong code of an early scale spoils the whole picture.
-    config.model.update(
-      dict(token_noise=1.0, context_dropout=0.0, places='rotary')
-    )
+    config.model.update(dict(context_dropout=0.0, places='rotary'))
     # The first of two scales, which VAR's ramp does not guide, is the picture.
     config.sample.ramp = 'constant'
   if given.order == 'random':

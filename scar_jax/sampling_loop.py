@@ -98,7 +98,7 @@ def stack_branches(cond: Conditions, mode: str) -> Conditions:
 
 
 def cache_size(length: int) -> int:
-  """Slots for `length` positions: whole tiles of bfloat16 on a TPU."""
+  """Slots for `length` positions, padded so that few sizes compile."""
   return -(-length // 16) * 16
 
 

@@ -8,22 +8,26 @@ from scar_jax.filters import SamplerConfig
 from scar_jax.models.decoder import decoder_size
 from scar_jax.orders.scale import scale_sides
 from scar_jax.sampling_loop import cache_size
+from scar_jax.sampling_steps import sampling_order
 
 SIDE, BATCH, BRANCHES = 8, 4, 2
 
 
-@pytest.mark.parametrize('order', ['raster', 'random', 'scale'])
-def test_the_peak_is_weights_cache_and_the_logits_of_a_set(order):
+@pytest.mark.parametrize(
+  ('order', 'side'),
+  [('raster', SIDE), ('random', SIDE), ('scale', SIDE), ('raster', 16)],
+)
+def test_the_peak_is_weights_cache_and_the_logits_of_a_set(order, side):
   decoder = decoder_size('small')
-  sides = scale_sides(SIDE) if order == 'scale' else ()
-  cfg = orders._config(order, decoder, SIDE, sides)
+  sides = scale_sides(side) if order == 'scale' else ()
+  cfg = orders._config(order, decoder, side, sides)
   sampler = SamplerConfig(guidance=3.0, num_sets=8 if order == 'random' else 0)
   call = orders._sampling(cfg, sampler, BATCH)
   used = call.func.lower(*call.args).compile().memory_analysis()
   peak = used.argument_size_in_bytes + used.temp_size_in_bytes
 
   weights = sum(x.nbytes for x in jax.tree.leaves(call.args[0]))
-  rows, plan = BATCH * BRANCHES, orders.sampling_order(cfg, sampler)
+  rows, plan = BATCH * BRANCHES, sampling_order(cfg, sampler)
   slots = cache_size(cfg.make_layout().set0_len + plan.input_len)
   cache = 2 * decoder.layers * rows * slots * decoder.width * 4
   # Of both branches, beside those they are mixed to.

@@ -110,16 +110,16 @@ class Dense(nn.Module):
 
   def _product(self, x, kernel, scale, bias) -> Any:
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    same = x.dtype == (self.out_dtype or x.dtype)
+    same = self.out_dtype in (None, self.dtype)
     if same and platform() == 'cpu' and kernel.size >= _LARGE:
       x = _cpu_product(x, kernel, self.in_dims)
     else:
-      x = _product(x, kernel, self.in_dims, self.out_dtype)
+      x = _dot(x, kernel, self.in_dims, self.out_dtype)
     x = x if scale is None else x * scale.astype(x.dtype)
     return x if bias is None else x + bias.astype(x.dtype)
 
 
-def _product(
+def _dot(
   x: jax.Array, kernel: jax.Array, in_dims: int, dtype: Any = None
 ) -> jax.Array:
   summed = tuple(range(x.ndim - in_dims, x.ndim)), tuple(range(in_dims))
@@ -130,13 +130,13 @@ def _product(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _cpu_product(x: jax.Array, kernel: jax.Array, in_dims: int) -> jax.Array:
-  """`_product` whose gradient of the kernel is asked for as it is kept.
+  """`_dot` whose gradient of the kernel is asked for as it is kept.
 
   The usual rule asks for it transposed, and XLA's CPU compiler then computes
   what the gradient comes through, `silu` say, in transposed order: half as long
   again for a feed-forward.
   """
-  return _product(x, kernel, in_dims)
+  return _dot(x, kernel, in_dims)
 
 
 def _cpu_product_back(in_dims, kept, g):
@@ -150,7 +150,7 @@ def _cpu_product_back(in_dims, kept, g):
 
 
 _cpu_product.defvjp(
-  lambda x, kernel, in_dims: (_product(x, kernel, in_dims), (x, kernel)),
+  lambda x, kernel, in_dims: (_dot(x, kernel, in_dims), (x, kernel)),
   _cpu_product_back,
 )
 
