@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from scar_jax.sharding import platform
+
 RULES = ('llamagen', 'var')
 GUIDANCE_MODES = ('none', 'text', 'image', 'image_text')
 RAMPS = ('constant', 'sets', 'tokens')
@@ -187,11 +189,25 @@ def draw(
   logits = logits.astype(jnp.float32)
   bad = undrawable(logits)
   if cfg.temperature == 0:
-    tokens = jnp.argmax(logits, axis=-1)
-  else:
-    filtered = filter_logits(logits, cfg)
-    tokens = jax.vmap(jax.random.categorical)(keys, filtered)
-  return tokens.astype(jnp.int32), bad
+    return _highest(logits), bad
+  # As `jax.random.categorical` draws: the highest after Gumbel noise.
+  return _highest(filter_logits(logits, cfg) + _noise(keys, logits)), bad
+
+
+def _noise(keys: Key[Array, ' B'], like: jax.Array) -> jax.Array:
+  return jax.vmap(lambda key: jax.random.gumbel(key, like.shape[1:]))(keys)
+
+
+def _highest(values: Float[Array, '... V']) -> Int[Array, '...']:
+  """Id of the highest value, the lowest id among equals."""
+  if platform() != 'cpu':
+    return jnp.argmax(values, axis=-1).astype(jnp.int32)
+  # Two reductions that are vectorised, with the noise that goes into them;
+  # XLA's CPU compiler writes arg-max as a loop over single values.
+  last = values.shape[-1] - 1
+  top = jnp.max(values, axis=-1, keepdims=True)
+  ids = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+  return jnp.min(jnp.where(values == top, ids, last), axis=-1)
 
 
 def mixture(
@@ -211,7 +227,7 @@ def mixture(
   Source: `more_smooth` of FoundationVision/VAR.
   """
   filtered = filter_logits(logits, cfg)
-  noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+  noise = _noise(keys, logits)
   softness = max(0.27 * (1 - 0.95 * progress), 0.005)
   return jax.nn.softmax((filtered * (1 + progress) + noise) / softness, axis=-1)
 

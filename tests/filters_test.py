@@ -206,3 +206,25 @@ def test_draw_ignores_place_and_company_in_the_batch():
   turned, _ = filters.draw(logits[::-1], keys[::-1], cfg)
   np.testing.assert_array_equal(alone[0], together[4])
   np.testing.assert_array_equal(turned[::-1], together)
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
+def test_draw_is_the_categorical_draw_of_jax(monkeypatch, backend):
+  monkeypatch.setattr(filters, 'platform', lambda: backend)
+  logits = jax.random.normal(jax.random.key(0), (3, 4, 300))
+  logits = logits.at[0, 0, 7:].set(-jnp.inf)
+  keys = jax.vmap(jax.random.key)(jnp.arange(3) + 5)
+  tokens, _ = filters.draw(logits, keys, SamplerConfig())
+  expected = jax.vmap(jax.random.categorical)(keys, logits)
+  np.testing.assert_array_equal(tokens, expected)
+
+
+@pytest.mark.parametrize('backend', ['cpu', 'tpu'])
+def test_greedy_takes_the_lowest_id_among_equals(monkeypatch, backend):
+  monkeypatch.setattr(filters, 'platform', lambda: backend)
+  logits = jnp.array([[[1.0, 2.0, 2.0], [-jnp.inf] * 3, [0.0, jnp.nan, 1.0]]])
+  tokens, bad = filters.draw(
+    logits, jax.random.split(jax.random.key(0), 1), SamplerConfig(temperature=0)
+  )
+  assert tokens[0, :2].tolist() == [1, 0]
+  assert 0 <= tokens[0, 2] < 3 and bad.tolist() == [True]

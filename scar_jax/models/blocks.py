@@ -297,8 +297,11 @@ def ada_of_layers(cfg: Any, layers: PyTree, cond: Array) -> Array:
   if cfg.shared_ada:
     return cond[:, None] + jnp.asarray(layers['ada_bias'])[None]
   dense = _ada_dense(cfg, parent=None)
-  ada = jax.vmap(lambda p: dense.apply({'params': p}, cond), out_axes=1)(
-    layers['ada']
+  # A condition for each layer: with one for all of them, CPUs copy all kernels
+  # into a single one, which takes 8 times as long as the products.
+  count = jax.tree.leaves(layers)[0].shape[0]
+  ada = jax.vmap(lambda p, c: dense.apply({'params': p}, c), out_axes=1)(
+    layers['ada'], jnp.broadcast_to(cond, (count, *cond.shape))
   )
   return ada.reshape(*ada.shape[:2], 6, cfg.width)
 
