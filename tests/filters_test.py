@@ -227,4 +227,5 @@ def test_greedy_takes_the_lowest_id_among_equals(monkeypatch, backend):
     logits, jax.random.split(jax.random.key(0), 1), SamplerConfig(temperature=0)
   )
   assert tokens[0, :2].tolist() == [1, 0]
-  assert 0 <= tokens[0, 2] < 3 and bad.tolist() == [True]
+  assert 0 <= tokens[0, 2] < 3
+  assert bad.tolist() == [True]

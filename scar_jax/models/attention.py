@@ -6,6 +6,7 @@ one rule masks training, prefill and decode (method 1.3, 9.1). Whole sequences
 may go through `kernels.py` instead; `choose_backend` says when.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.orders.layout import set_mask
+from scar_jax.sharding import platform
 
 BACKENDS = ('auto', 'xla', 'splash', 'cudnn')
 # Larger than any set id: nothing may attend to a slot that holds it.
@@ -144,16 +146,70 @@ def attend(
   factor = q.shape[-1] ** -0.5 if scale is None else scale
   # Heads first: a batch of plain matrix products, 4 times faster on CPUs.
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-  logits = jnp.einsum(
-    'bhlk,bhsk->bhls', q, k, preferred_element_type=jnp.float32
-  )
-  logits = jnp.where(mask[:, None], logits * factor, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits, axis=-1)
+  mask = mask[:, None]
+  if platform() == 'cpu' and not (dropout and rng is not None):
+    return _cpu_attend(q, k, v, mask, factor).transpose(0, 2, 1, 3)
+  weights = jax.nn.softmax(_logits(q, k, mask, factor), axis=-1)
   if dropout and rng is not None:
     keep = jax.random.bernoulli(rng, 1.0 - dropout, weights.shape)
     weights = jnp.where(keep, weights / (1.0 - dropout), 0.0)
   out = jnp.einsum('bhls,bhsk->bhlk', weights.astype(v.dtype), v)
   return out.transpose(0, 2, 1, 3)
+
+
+def _logits(q: jax.Array, k: jax.Array, mask: Array, factor: float):
+  logits = jnp.einsum(
+    'bhlk,bhsk->bhls', q, k, preferred_element_type=jnp.float32
+  )
+  return jnp.where(mask, logits * factor, jnp.finfo(jnp.float32).min)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _cpu_attend(
+  q: Float[Array, 'B H L K'],
+  k: Float[Array, 'B H S K'],
+  v: Float[Array, 'B H S K'],
+  mask: Bool[Array, '_ 1 L S'],
+  factor: float,
+) -> Float[Array, 'B H L K']:
+  """Attention whose backward pass computes the weights again.
+
+  To keep them, [B, H, L, S] for each layer, and to fetch them takes a CPU
+  longer. Source: the backward pass of Dao-AILab/flash-attention, untiled.
+  """
+  return _cpu_forward(q, k, v, mask, factor)[0]
+
+
+def _cpu_forward(q, k, v, mask, factor):
+  logits = _logits(q, k, mask, factor)
+  top = jnp.max(logits, -1, keepdims=True)
+  weights = jnp.exp(logits - top)
+  total = jnp.sum(weights, -1, keepdims=True)
+  weights = (weights / total).astype(v.dtype)
+  out = jnp.einsum('bhls,bhsk->bhlk', weights, v)
+  return out, (q, k, v, mask, out, top, total)
+
+
+def _cpu_backward(factor, kept, g):
+  q, k, v, mask, out, top, total = kept
+  weights = jnp.exp(_logits(q, k, mask, factor) - top) / total
+  along = jnp.einsum(
+    'bhlk,bhsk->bhls', g, v, preferred_element_type=jnp.float32
+  )
+  # The softmax's own sum over keys, from `out`: K channels instead of S.
+  mean = jnp.sum((g * out).astype(jnp.float32), -1, keepdims=True)
+  # A row that may attend to nothing has weights, and no gradient.
+  pull = jnp.where(mask, weights * (along - mean) * factor, 0.0)
+  pull = pull.astype(q.dtype)
+  return (
+    jnp.einsum('bhls,bhsk->bhlk', pull, k),
+    jnp.einsum('bhls,bhlk->bhsk', pull, q),
+    jnp.einsum('bhls,bhlk->bhsk', weights.astype(g.dtype), g),
+    None,
+  )
+
+
+_cpu_attend.defvjp(_cpu_forward, _cpu_backward)
 
 
 def choose_backend(

@@ -44,6 +44,39 @@ def test_a_hidden_key_gives_exactly_nothing():
   assert np.abs(ours[1] - other[1]).max() > 1
 
 
+@pytest.mark.parametrize(
+  ('dtype', 'atol'), [('float32', 1e-5), ('bfloat16', 0.06)]
+)
+def test_gradients_on_cpus_equal_those_of_the_plain_formula(dtype, atol):
+  q, k, v = _qkv()
+  mask = np.array([[1, 0, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0]], bool)[None]
+  wanted = jax.random.normal(jax.random.key(1), q.shape)
+
+  def plain(q, k, v):
+    logits = jnp.einsum('blhk,bshk->bhls', q, k) * 0.3
+    logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
+    out = jnp.einsum('bhls,bshk->blhk', jax.nn.softmax(logits, -1), v)
+    return jnp.sum(out * wanted)
+
+  def ours(q, k, v):
+    out = attend(*(x.astype(dtype) for x in (q, k, v)), mask, 0.3)
+    return jnp.sum(out.astype(jnp.float32) * wanted)
+
+  expected, found = (jax.grad(f, (0, 1, 2))(q, k, v) for f in (plain, ours))
+  for e, f in zip(expected, found, strict=True):
+    np.testing.assert_allclose(e, f, atol=atol)
+  assert all(np.abs(e).max() > 0.1 for e in expected)
+
+
+def test_no_attention_weights_are_kept_for_the_backward_pass():
+  q, k, v = _qkv(5, 7)
+  mask = np.ones((1, 5, 7), bool)
+  _, back = jax.vjp(lambda q, k, v: attend(q, k, v, mask), q, k, v)
+  kept = [x.shape for x in jax.tree.leaves(back)]
+  assert kept
+  assert (2, 2, 5, 7) not in kept
+
+
 def test_softmax_is_float32_in_bfloat16():
   q, k, v = (x.astype(jnp.bfloat16) for x in _qkv())
   ours = attend(q, k, v, np.ones((1, 3, 4), bool))
