@@ -22,6 +22,10 @@ from scar_jax.models.remat import ATTENTION, LAYER_INPUT
 from scar_jax.sharding import annotated, constrain
 from scar_jax.types import PyTree
 
+# Of a step through a cache, attended at a time: the last scale of VAR at 512
+# pixels has 1,024, whose weights would be 275 MB a sample, branch and layer.
+QUERIES = 128
+
 
 class Shared(NamedTuple):
   """What every layer reads.
@@ -155,7 +159,8 @@ class Attention(nn.Module):
     if self.kernel is not None:
       out = self.kernel(q, k, v, scale, shared.key_valid)
     else:
-      out = attend(q, k, v, shared.mask, scale, cfg.attn_dropout, rng)
+      block = 0 if shared.at is None else QUERIES
+      out = attend(q, k, v, shared.mask, scale, cfg.attn_dropout, rng, block)
       out = checkpoint_name(out, ATTENTION)
     out = nl.Dense(
       (cfg.width,),

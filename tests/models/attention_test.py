@@ -68,6 +68,21 @@ def test_gradients_on_cpus_equal_those_of_the_plain_formula(dtype, atol):
   assert all(np.abs(e).max() > 0.1 for e in expected)
 
 
+@pytest.mark.parametrize('block', [1, 2, 5, 6])
+def test_blocks_of_queries_change_nothing(block):
+  q, k, v = _qkv(5, 7)
+  mask = jax.random.bernoulli(jax.random.key(1), 0.5, (2, 5, 7))
+  mask = mask.at[:, :, 0].set(True)
+  whole = attend(q, k, v, mask)
+  parts = attend(q, k, v, mask, block=block)
+  np.testing.assert_allclose(parts, whole, atol=1e-6)
+  one_mask = attend(q, k, v, mask[:1], block=block)
+  np.testing.assert_allclose(one_mask[0], whole[0], atol=1e-6)
+  text = str(jax.make_jaxpr(lambda q: attend(q, k, v, mask, block=block))(q))
+  assert f'f32[2,2,{min(block, 5)},7]' in text
+  assert ('f32[2,2,5,7]' in text) == (block >= 5)
+
+
 def test_no_attention_weights_are_kept_for_the_backward_pass():
   q, k, v = _qkv(5, 7)
   mask = np.ones((1, 5, 7), bool)
