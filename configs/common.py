@@ -239,7 +239,7 @@ def _scar(data: dict[str, Any], given: ConfigDict) -> ConfigDict:
   if given.order == 'random':
     # Which tokens it sees varies by itself; what they say may be trusted more.
     config.model.update(dict(token_noise=0.5, context_dropout=0.1))
-    config.sample.guidance = 3.0
+    config.sample.guidance = 1.5
   if given.no_source:
     config.prefix.compress = 'off'
   if given.no_text:

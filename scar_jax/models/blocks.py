@@ -23,7 +23,7 @@ from scar_jax.sharding import annotated, constrain
 from scar_jax.types import PyTree
 
 # Of a step through a cache, attended at a time: the last scale of VAR at 512
-# pixels has 1,024, whose weights would be 275 MB a sample, branch and layer.
+# pixels has 1,024, with weights of 270 MB a sample, branch and layer at once.
 QUERIES = 128
 
 
