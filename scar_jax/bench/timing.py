@@ -3,6 +3,7 @@
 In: a function that does the work once. Out: seconds to compile and to run.
 """
 
+import collections
 import dataclasses
 import statistics
 import time
@@ -29,13 +30,17 @@ class Report:
   shown: tuple[str, ...] = ()
 
   def table(self) -> dict[str, dict[str, Any]]:
-    """What is shown of each row, under its label."""
-    return {
-      self.label(row): {
+    """What is shown of each row, under its label; equal ones are numbered."""
+    table: dict[str, dict[str, Any]] = {}
+    seen: collections.Counter[str] = collections.Counter()
+    for row in self.rows:
+      label = self.label(row)
+      seen[label] += 1
+      name = f'{label} ({seen[label]})' if seen[label] > 1 else label
+      table[name] = {
         k: v for k, v in row.items() if not self.shown or k in self.shown
       }
-      for row in self.rows
-    }
+    return table
 
 
 def machine() -> dict[str, Any]:

@@ -7,6 +7,7 @@ from PIL import Image
 from scar_setup import frozen_artifacts, scar_config
 
 from scar_jax.bench import trained
+from scar_jax.bench.timing import Report
 from scar_jax.cli import main
 from scar_jax.config import default_config
 from scar_jax.data.records import Record
@@ -53,6 +54,13 @@ def test_orders_are_compared(tmp_path, monkeypatch, capsys):
   assert rows[0]['edit_accuracy'] == 0.875
   assert rows[0]['seconds_per_image'] > 0
   assert 'scale' in capsys.readouterr().out
+
+
+def test_rows_of_one_label_are_all_shown():
+  rows = [{'order': 'scale', 'steps': n} for n in (2, 3, 4)]
+  table = Report({}, rows, lambda row: row['order']).table()
+  assert [row['steps'] for row in table.values()] == [2, 3, 4]
+  assert list(table) == ['scale', 'scale (2)', 'scale (3)']
 
 
 def test_what_is_no_finished_quickstart_is_named(tmp_path, capsys):
