@@ -198,9 +198,9 @@ def _categorical(
 ) -> Int[Array, '...']:
   """Draws ids by the inverse of the cumulative distribution.
 
-  One random number for each draw; `jax.random.categorical` takes V of them,
-  which is most of a small model's time. Sums run over blocks first, then inside
-  of one, so that no sum of V terms is kept.
+  One random number for each draw; `jax.random.categorical` takes V of them, and
+  30 times as long on a CPU (256 draws of 16,384 ids). Running sums are over
+  blocks first, then inside of one: two short ones in place of one over V.
 
   Args:
     logits: float32; -inf is never drawn.
@@ -213,23 +213,24 @@ def _categorical(
   weights = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, rest)])
   weights = weights.reshape(*weights.shape[:-1], -1, size)
   sums = jnp.sum(weights, axis=-1)
-  block, left = _reached(sums, uniform * jnp.sum(sums, axis=-1))
+  block, share = _reached(sums, uniform)
   inside = jnp.take_along_axis(weights, block[..., None, None], axis=-2)
-  inside = inside[..., 0, :]
-  # The two levels round in their own ways: back to a share, of this block.
-  share = left / jnp.take_along_axis(sums, block[..., None], axis=-1)[..., 0]
-  place, _ = _reached(inside, share * jnp.sum(inside, axis=-1))
+  place, _ = _reached(inside[..., 0, :], share)
   return (block * size + place).astype(jnp.int32)
 
 
 def _reached(
-  weights: Float[Array, '... n'], target: Float[Array, '...']
+  weights: Float[Array, '... n'], share: Float[Array, '...']
 ) -> tuple[Int[Array, '...'], Float[Array, '...']]:
-  """The first weight whose running sum is above `target`, and what is left.
+  """Where the running sum passes a share of the whole.
 
   Weights of 0 are passed over, also where rounding leaves no sum above.
+
+  Returns:
+    The first weight beyond, and the share of it that is left.
   """
   ids = jnp.arange(weights.shape[-1])
+  target = share * jnp.sum(weights, axis=-1)
   ends = jnp.cumsum(weights, axis=-1)
   some = weights > 0
   above = some & (ends > target[..., None])
@@ -239,7 +240,7 @@ def _reached(
     jnp.take_along_axis(t, first[..., None], axis=-1)[..., 0]
     for t in (ends, weights)
   )
-  return first, jnp.clip(target - (end - own), 0, own)
+  return first, jnp.clip((target - (end - own)) / own, 0, 1)
 
 
 def mixture(

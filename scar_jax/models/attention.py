@@ -176,10 +176,11 @@ def _joined(x: jax.Array) -> jax.Array:
 
 def _attend(q, k, v, mask, factor, dropout=0.0, rng=None):
   """Heads first: [B, H, L, K] and a mask [_, 1, L, S]."""
-  if platform() == 'cpu' and not (dropout and rng is not None):
+  drops = dropout and rng is not None
+  if platform() == 'cpu' and not drops:
     return _cpu_attend(q, k, v, mask, factor)
   weights = jax.nn.softmax(_logits(q, k, mask, factor), axis=-1)
-  if dropout and rng is not None:
+  if drops:
     keep = jax.random.bernoulli(rng, 1.0 - dropout, weights.shape)
     weights = jnp.where(keep, weights / (1.0 - dropout), 0.0)
   return jnp.einsum('bhls,bhsk->bhlk', weights.astype(v.dtype), v)
