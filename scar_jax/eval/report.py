@@ -103,9 +103,19 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def write_atomic(
-  path: str | os.PathLike, write: Callable[[BinaryIO], Any]
+  path: str | os.PathLike,
+  write: Callable[[BinaryIO], Any],
+  *,
+  alone: bool = False,
 ) -> None:
   """Calls `write(file)` on a temporary file, then renames it to `path`.
+
+  Args:
+    path: where the whole file is to stand.
+    write: writes it.
+    alone: nobody else writes this path meanwhile. Its temporary file then has
+      a name of its own, `.<name>.part`, which the next writer overwrites: a
+      process that was killed leaves nothing once the file is made after all.
 
   Raises:
     OSError: the disk is full or the folder cannot be written; what was at
@@ -113,9 +123,15 @@ def write_atomic(
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}')
+  handle: int | pathlib.Path
+  if alone:
+    handle = temporary = path.with_name(f'.{path.name}.part')
+  else:
+    handle, temporary = tempfile.mkstemp(
+      dir=path.parent, prefix=f'.{path.name}'
+    )
   try:
-    with os.fdopen(handle, 'wb') as file:
+    with open(handle, 'wb') as file:
       write(file)
     # mkstemp makes files that nobody else may read.
     mask = os.umask(0)

@@ -140,18 +140,6 @@ class Work:
           elif busy and not left:
             time.sleep(_WAIT_SECS)
           left.extend(busy)
-    self._sweep(requests)
-
-  def _sweep(self, requests: Sequence[Request]) -> None:
-    """Removes half-written files of processes that were killed.
-
-    Whoever writes holds a claim until it is done, and all claims are settled.
-    """
-    names = {f'.{self._path(request).name}' for request in requests}
-    for path in self._out.iterdir():
-      stem, ending, _ = path.name.partition('.png')
-      if f'{stem}{ending}' in names:
-        path.unlink(missing_ok=True)
 
   def _claim(
     self,
@@ -252,6 +240,7 @@ class Work:
       lambda file: Image.fromarray(image).save(
         file, format='PNG', pnginfo=notes
       ),
+      alone=True,  # we hold the claim
     )
 
 

@@ -38,12 +38,12 @@ def _write(folder, count):
 
 
 def test_killed_processes_make_every_request_once(tmp_path):
-  count, out = 160, tmp_path / 'out'
+  count, out = 400, tmp_path / 'out'
   path = _write(tmp_path, count)
   done = subprocess.run(
     [
       sys.executable, pathlib.Path(__file__).with_name('forks.py'),
-      path, out, '8',
+      path, out, '30',
     ],
     check=False, capture_output=True, text=True,
   )  # fmt: skip
@@ -52,7 +52,7 @@ def test_killed_processes_make_every_request_once(tmp_path):
   assert told['status'] == [0, 0, 0]
   assert told['made_at_last'] == 0  # nothing was left for another process
   good, failed = read_requests(path)
-  assert len(failed) == 2
+  assert len(failed) == count // 80  # a field that is not known
   assert len(told['failed']) == count // 20
   assert 'missing file' in str(told['failed'])
   assert 'label 99; accepted: 0 to 9' in told['failed'].values()
@@ -61,11 +61,13 @@ def test_killed_processes_make_every_request_once(tmp_path):
   assert len(made) == count - count // 20
   assert names == {row['file'] for row in made} | {'.claims'}
   for row in made:
-    assert np.asarray(Image.open(out / row['file']))[0, 0, 0] == row['seed']
+    assert (
+      np.asarray(Image.open(out / row['file']))[0, 0, 0] == row['seed'] % 256
+    )
   # No two that lived made the same one: only what a kill has cut is made anew.
   log = (tmp_path / 'out.log').read_text().splitlines()
   drawn = [s for line in log for s in json.loads(line.split(' ', 1)[1])]
-  assert len(drawn) - len(set(drawn)) <= 8 * 4
+  assert len(drawn) - len(set(drawn)) <= 30 * 4
   assert len({line.split()[0] for line in log}) >= 3
 
 
@@ -96,10 +98,10 @@ def test_a_bad_request_takes_no_other_with_it(tmp_path):
   job, good = _job(tmp_path, rows)
   counts, out = [], tmp_path / 'out'
   out.mkdir()
-  for name in ('.12.pngx8z', '.other.pngx8z'):  # of processes that were killed
+  for name in ('.12.png.part', '.other'):  # one of a process that was killed
     (out / name).write_bytes(b'half')
   job.run(good, counts.append)
-  assert {p.name for p in out.glob('.*')} == {'.other.pngx8z', '.claims'}
+  assert {p.name for p in out.glob('.*')} == {'.other', '.claims'}
   assert job.failed == {'r.jsonl line 3': '13 brings bad luck'}
   assert (job.made, sum(counts)) == (3, 4)
   assert job._editor.calls == [[11, 12, 13], [11], [12], [13], [14]]
