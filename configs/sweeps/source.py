@@ -12,9 +12,11 @@ from configs.sweeps import common
 
 def get_sweep(arg=None):
   sweep = common.base(arg, 'Source')
+  paper = common.given(arg).variant == 'paper'
+  encoder = 'artifacts/dinov2_b' if paper else '{encoder}'
   sweep.zip = (
     ('name', ('SCAR', 'no alignment', 'raw VQ')),
-    ('encoder.artifact', ('{encoder}', '{encoder}', '')),
+    ('encoder.artifact', (encoder, encoder, '')),
     ('prefix.compress', ('full', 'full', 'vq')),
     ('loss.align', (0.5, 0.0, 0.0)),
     # Without features there is nothing to preserve.

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.orders.layout import set_mask
-from scar_jax.sharding import platform
+from scar_jax.sharding import logical_spec, platform
 
 BACKENDS = ('auto', 'xla', 'splash', 'cudnn')
 # Larger than any set id: nothing may attend to a slot that holds it.
@@ -28,8 +29,9 @@ class KVCache:
   """Keys and values of all layers, with what the mask needs.
 
   Attributes:
-    k: [layers, B, S, H, K], after RoPE (or normalisation).
-    v: [layers, B, S, H, K].
+    k: [layers, B, H, K, S], after RoPE (or normalisation). Slots come last:
+      TPUs fill the last axis up to 128, and K is mostly 64.
+    v: [layers, B, H, K, S].
     set_ids: int32 [S]; slots not written yet hold `UNWRITTEN`.
     valid: bool [B, S], False at masked padding.
     length: int32, slots written.
@@ -38,8 +40,8 @@ class KVCache:
     memory: of `inject.Injector`, batch first; None where a prefix is used.
   """
 
-  k: Float[Array, 'N B S H K']
-  v: Float[Array, 'N B S H K']
+  k: Float[Array, 'N B H K S']
+  v: Float[Array, 'N B H K S']
   set_ids: Int[Array, ' S']
   valid: Bool[Array, 'B S']
   length: Int[Array, '']
@@ -51,7 +53,7 @@ def empty_cache(
   layers: int, batch: int, size: int, heads: int, head_dim: int, dtype: str
 ) -> KVCache:
   """A cache of `size` slots, none written."""
-  shape = (layers, batch, size, heads, head_dim)
+  shape = (layers, batch, heads, head_dim, size)
   return KVCache(
     k=jnp.zeros(shape, dtype),
     v=jnp.zeros(shape, dtype),
@@ -106,19 +108,41 @@ def cache_mask(
   )
 
 
+def _slots_last(cache_kv: jax.Array) -> jax.Array:
+  """Keeps the order of axes in memory; the compiler for TPUs may turn to K last.
+
+  Their tiles are 128 wide there, so heads of 64 channels would take, and every
+  step read, twice as much.
+  """
+  if platform() != 'tpu':
+    return cache_kv
+  keep = functools.partial(
+    with_layout_constraint, layouts=Layout(tuple(range(cache_kv.ndim)))
+  )
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return keep(cache_kv)
+  # Of each device's own part: left alone, all parts are brought together.
+  axes = (None, 'batch', 'act_heads', 'head_dim', None)
+  spec = logical_spec(axes, cache_kv.shape, dict(mesh.shape))
+  return jax.shard_map(keep, in_specs=(spec,), out_specs=spec)(cache_kv)
+
+
 def write_layer(
-  cache_kv: Float[Array, 'N B S H K'],
+  cache_kv: Float[Array, 'N B H K S'],
   new: Float[Array, 'B L H K'],
   layer: Int[Array, ''],
   at: Int[Array, ''],
   used: int | None = None,
-) -> tuple[Float[Array, 'N B S H K'], Float[Array, 'B used H K']]:
+) -> tuple[Float[Array, 'N B H K S'], Float[Array, 'B H K used']]:
   """Writes one layer's new keys (or values), returns those in use."""
-  new = new.astype(cache_kv.dtype)[None]
-  cache_kv = jax.lax.dynamic_update_slice(cache_kv, new, (layer, 0, at, 0, 0))
+  new = new.astype(cache_kv.dtype).transpose(0, 2, 3, 1)[None]
+  cache_kv = _slots_last(cache_kv)
+  cache_kv = jax.lax.dynamic_update_slice(cache_kv, new, (layer, 0, 0, 0, at))
+  cache_kv = _slots_last(cache_kv)
   # One slice, not a slice of a slice: TPUs then read it where it lies.
-  _, batch, slots, *rest = cache_kv.shape
-  sizes = (1, batch, slots if used is None else used, *rest)
+  _, *rest, slots = cache_kv.shape
+  sizes = (1, *rest, slots if used is None else used)
   one = jax.lax.dynamic_slice(cache_kv, (layer, 0, 0, 0, 0), sizes)
   return cache_kv, one[0]
 
@@ -131,7 +155,6 @@ def attend(
   scale: float | None = None,
   dropout: float = 0.0,
   rng: Array | None = None,
-  block: int = 0,
 ) -> Float[Array, 'B L H K']:
   """Softmax attention under a mask; logits and softmax in float32.
 
@@ -143,21 +166,49 @@ def attend(
     scale: of the logits, K**-0.5 by default.
     dropout: rate on the attention weights, needs `rng`.
     rng: a PRNG key; None for no dropout.
-    block: that many queries at a time, so that the weights of all are never
-      in memory; 0, or a `rng`, is all at once.
   """
   factor = q.shape[-1] ** -0.5 if scale is None else scale
   # Heads first: a batch of plain matrix products, 4 times faster on CPUs.
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-  mask = mask[:, None]
-  if rng is None and 0 < block < q.shape[2]:
-    parts = jax.lax.map(
-      lambda some: _attend(some[0], k, v, some[1], factor),
-      (_blocks(q, block), _blocks(mask, block)),
+  out = _attend(q, k, v, mask[:, None], factor, dropout, rng)
+  return out.transpose(0, 2, 1, 3)
+
+
+def attend_slots(
+  q: Float[Array, 'B L H K'],
+  k: Float[Array, 'B H K S'],
+  v: Float[Array, 'B H K S'],
+  mask: Bool[Array, '_ L S'],
+  scale: float,
+  block: int = 0,
+) -> Float[Array, 'B L H K']:
+  """`attend` to what `write_layer` returns.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    mask: True where a query may attend; leading axis B or 1.
+    scale: of the logits.
+    block: that many queries at a time, so that the weights of all are never
+      in memory; 0 is all at once.
+  """
+
+  def some(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+    q, mask = part
+    logits = jnp.einsum(
+      'bhlk,bhks->bhls', q, k, preferred_element_type=jnp.float32
     )
-    out = _joined(parts)[:, :, : q.shape[2]]
+    weights = jax.nn.softmax(_masked(logits, mask, scale), axis=-1)
+    return jnp.einsum('bhls,bhks->bhlk', weights.astype(v.dtype), v)
+
+  q, mask = q.transpose(0, 2, 1, 3), mask[:, None]
+  length = q.shape[2]
+  if 0 < block < length:
+    parts = jax.lax.map(some, (_blocks(q, block), _blocks(mask, block)))
+    out = _joined(parts)[:, :, :length]
   else:
-    out = _attend(q, k, v, mask, factor, dropout, rng)
+    out = some((q, mask))
   return out.transpose(0, 2, 1, 3)
 
 
@@ -190,6 +241,10 @@ def _logits(q: jax.Array, k: jax.Array, mask: Array, factor: float):
   logits = jnp.einsum(
     'bhlk,bhsk->bhls', q, k, preferred_element_type=jnp.float32
   )
+  return _masked(logits, mask, factor)
+
+
+def _masked(logits: jax.Array, mask: Array, factor: float) -> jax.Array:
   return jnp.where(mask, logits * factor, jnp.finfo(jnp.float32).min)
 
 

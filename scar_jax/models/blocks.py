@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from scar_jax.models import layers as nl
-from scar_jax.models.attention import attend, write_layer
+from scar_jax.models.attention import attend, attend_slots, write_layer
 from scar_jax.models.inject import Injection
 from scar_jax.models.remat import ATTENTION, LAYER_INPUT
 from scar_jax.sharding import annotated, constrain
@@ -149,19 +149,21 @@ class Attention(nn.Module):
     q = constrain(q, 'batch', 'length', 'act_heads', 'head_dim')
     k = constrain(k, 'batch', 'length', 'act_heads', 'head_dim')
     v = constrain(v, 'batch', 'length', 'act_heads', 'head_dim')
+    used = shared.mask.shape[-1] if shared.at is not None else 0
     if shared.at is not None:
-      used = shared.mask.shape[-1]
-      k_all, k = write_layer(carry.k, k, layer, shared.at, used)
-      v_all, v = write_layer(carry.v, v, layer, shared.at, used)
+      k_all, k_used = write_layer(carry.k, k, layer, shared.at, used)
+      v_all, v_used = write_layer(carry.v, v, layer, shared.at, used)
       carry = carry._replace(k=k_all, v=v_all)
-    # For `scar inspect`; nothing is kept unless it is asked for.
-    self.sow('intermediates', 'qk', (q * scale, k))
-    if self.kernel is not None:
-      out = self.kernel(q, k, v, scale, shared.key_valid)
-    else:
-      block = 0 if shared.at is None else QUERIES
-      out = attend(q, k, v, shared.mask, scale, cfg.attn_dropout, rng, block)
-      out = checkpoint_name(out, ATTENTION)
+    if used > q.shape[1]:
+      out = attend_slots(q, k_used, v_used, shared.mask, scale, QUERIES)
+    else:  # no slot was filled before
+      # For `scar inspect`; nothing is kept unless it is asked for.
+      self.sow('intermediates', 'qk', (q * scale, k))
+      if self.kernel is not None:
+        out = self.kernel(q, k, v, scale, shared.key_valid)
+      else:
+        out = attend(q, k, v, shared.mask, scale, cfg.attn_dropout, rng)
+        out = checkpoint_name(out, ATTENTION)
     out = nl.Dense(
       (cfg.width,),
       ('heads', 'head_dim', 'embed'),

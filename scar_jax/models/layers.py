@@ -6,6 +6,7 @@ compute in float32 and return the compute type. Source: method 3.2-3.4, 4.3.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -62,8 +63,10 @@ class Dense(nn.Module):
     dtype: of the matmul.
     out_dtype: of the result, `dtype` by default.
     apart: the first new axis comes as a tuple of results, such as q, k and v.
-      On TPUs each has a matmul of its own: taken out of one result they are
-      copied, and their gradients put together again.
+      On TPUs each has a matmul of its own, where they are longer than the
+      kernel: taken out of one result they are copied, and their gradients put
+      together again. Of a short one, such as a decoding step's, they cost less
+      than the kernel, which would be copied to be taken apart.
   """
 
   features: tuple[int, ...]
@@ -93,7 +96,8 @@ class Dense(nn.Module):
     if not self.apart:
       return self._product(x, kernel, scale, bias)
     parts = range(self.features[0])
-    if platform() != 'tpu':
+    rows = math.prod(x.shape[: x.ndim - self.in_dims])
+    if platform() != 'tpu' or rows < math.prod(shape[: self.in_dims]):
       whole = self._product(x, kernel, scale, bias)
       rest = (slice(None),) * (len(self.features) - 1)
       return tuple(whole[(..., i, *rest)] for i in parts)

@@ -6,6 +6,7 @@ attributes. Nothing here knows what an instruction costs; that is `costs.py`.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +16,7 @@ _BYTES = {
   's64': 8, 'u64': 8, 'f64': 8, 'c64': 8, 'c128': 16, 'token': 0, 'opaque': 0,
 }  # fmt: skip
 _SHAPE = re.compile(r'([a-z]\w*)\[([\d,<= ]*)\](?:\{([^}]*)\})?')
+_TILE = re.compile(r'T\(([\d,]+)\)')
 _SPACE = re.compile(r'S\((\d+)\)')
 _COMMENT = re.compile(r'/\*.*?\*/')
 _HEAD = re.compile(r'^(ENTRY\s+)?%?([\w.\-]+)\s+(?:\(.*\)\s*->.*)?\{\s*$')
@@ -30,25 +32,36 @@ _SAME = ('copy', 'bitcast', 'convert', 'copy-done', 'copy-start')
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """One array: element type, dimensions, memory space (0 is HBM)."""
+  """One array.
+
+  Attributes:
+    dtype: of its elements.
+    dims: its sizes.
+    space: that it lies in; 0 is HBM.
+    order: its dimensions, the one whose elements lie side by side first.
+    tile: sizes of a tile, the last of them along that dimension.
+  """
 
   dtype: str
   dims: tuple[int, ...]
   space: int = HBM
+  order: tuple[int, ...] = ()
+  tile: tuple[int, ...] = ()
 
   @property
   def size(self) -> int:
     """Elements."""
-    total = 1
-    for dim in self.dims:
-      total *= dim
-    return total
+    return math.prod(self.dims)
 
   @property
   def bytes(self) -> float:
-    """Without the padding of its tiles."""
+    """With what fills its tiles: TPUs keep, and move, whole ones."""
+    dims = list(self.dims)
+    # A dimension more than the array has is a tile's alone.
+    for place, side in zip(self.order, reversed(self.tile), strict=False):
+      dims[place] = -(-dims[place] // side) * side
     # The 8-bit floats have long names.
-    return self.size * _BYTES.get(self.dtype, 1)
+    return math.prod(dims) * _BYTES.get(self.dtype, 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -290,12 +303,18 @@ def _names(inner: str) -> Iterator[str]:
 
 def _shapes(text: str) -> Iterator[Shape]:
   for dtype, dims, layout in _SHAPE.findall(text):
-    space = _SPACE.search(layout)
+    space, tile = _SPACE.search(layout), _TILE.search(layout)
     yield Shape(
       dtype,
       tuple(int(re.sub(r'\D', '', d)) for d in dims.split(',') if d.strip()),
       int(space.group(1)) if space else HBM,
+      _ints(layout.partition(':')[0]),
+      _ints(tile.group(1)) if tile else (),
     )
+
+
+def _ints(text: str) -> tuple[int, ...]:
+  return tuple(int(word) for word in text.split(',') if word.strip())
 
 
 def _closing(text: str, opening: int) -> int:

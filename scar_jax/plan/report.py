@@ -69,7 +69,7 @@ def make_report(
   module = parse(program.text)
   costs = count(module, program.mesh, program.kernels)
   report['memory'] = _with_activations(memory.parts, saved_bytes(module))
-  if what == 'sample':
+  if what == 'sample' and setup.task.editor.model.order == 'raster':
     report['decode_bytes'] = costs.turn_bytes()
     report['decode_bytes_least'] = _decode_least(setup)
   line = roofline(costs, topology.chip, program.coords)
@@ -220,7 +220,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         f'overlapped, {1e3 * entry["seconds"]:.1f} ms',
       )
     )
-  if report['program'] == 'sample':
+  if 'decode_bytes' in report:
     ratio = report['decode_bytes'] / report['decode_bytes_least']
     shown.append(
       _line(

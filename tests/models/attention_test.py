@@ -1,5 +1,7 @@
 """The attention call against numpy, and the cache's bookkeeping."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from scar_jax.models.attention import (
   UNWRITTEN,
   attend,
+  attend_slots,
   cache_mask,
   empty_cache,
   write_layer,
@@ -73,12 +76,13 @@ def test_blocks_of_queries_change_nothing(block):
   q, k, v = _qkv(5, 7)
   mask = jax.random.bernoulli(jax.random.key(1), 0.5, (2, 5, 7))
   mask = mask.at[:, :, 0].set(True)
-  whole = attend(q, k, v, mask)
-  parts = attend(q, k, v, mask, block=block)
-  np.testing.assert_allclose(parts, whole, atol=1e-6)
-  one_mask = attend(q, k, v, mask[:1], block=block)
+  whole = attend(q, k, v, mask, 0.3)
+  k, v = (x.transpose(0, 2, 3, 1) for x in (k, v))  # as a cache holds them
+  run = functools.partial(attend_slots, k=k, v=v, scale=0.3, block=block)
+  np.testing.assert_allclose(run(q, mask=mask), whole, atol=1e-6)
+  one_mask = run(q, mask=mask[:1])
   np.testing.assert_allclose(one_mask[0], whole[0], atol=1e-6)
-  text = str(jax.make_jaxpr(lambda q: attend(q, k, v, mask, block=block))(q))
+  text = str(jax.make_jaxpr(lambda q: run(q, mask=mask))(q))
   assert f'f32[2,2,{min(block, 5)},7]' in text
   assert ('f32[2,2,5,7]' in text) == (block >= 5)
 
@@ -129,11 +133,11 @@ def test_unwritten_slots_are_never_seen():
 
 
 def test_a_layer_writes_its_own_slots_only():
-  cache = jnp.zeros((3, 1, 4, 1, 1))
+  cache = jnp.zeros((3, 1, 1, 1, 4))
   new = jnp.array([[[[5.0]], [[6.0]]]])
   cache, layer = write_layer(cache, new, jnp.int32(1), jnp.int32(2))
-  assert layer[0, :, 0, 0].tolist() == [0, 0, 5, 6]
-  assert cache[:, 0, :, 0, 0].tolist() == [[0] * 4, [0, 0, 5, 6], [0] * 4]
+  assert layer[0, 0, 0].tolist() == [0, 0, 5, 6]
+  assert cache[:, 0, 0, 0].tolist() == [[0] * 4, [0, 0, 5, 6], [0] * 4]
 
 
 def test_more_positions_than_slots_are_refused():
@@ -146,7 +150,7 @@ def test_more_positions_than_slots_are_refused():
 def test_a_layer_is_one_slice_of_the_cache(used):
   # A slice of a slice is a copy of the layer on TPUs, in every step.
   cache = jnp.arange(2 * 2 * 5 * 1 * 4, dtype=jnp.float32).reshape(
-    2, 2, 5, 1, 4
+    2, 2, 1, 4, 5
   )
   new = -jnp.ones((2, 1, 1, 4))
 
@@ -154,7 +158,7 @@ def test_a_layer_is_one_slice_of_the_cache(used):
     return write_layer(cache, new, layer, at, used)
 
   made, layer = write(cache, jnp.int32(1), jnp.int32(2))
-  np.testing.assert_array_equal(layer, made[1, :, :used])
+  np.testing.assert_array_equal(layer, made[1, ..., :used])
   text = str(jax.make_jaxpr(write)(cache, jnp.int32(1), jnp.int32(2)))
   assert text.count('dynamic_slice[') == 1
   assert ' slice[' not in text

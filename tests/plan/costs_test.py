@@ -177,7 +177,11 @@ ENTRY %main (x: f32[8]) -> f32[32] {
 """
   (found,) = count(parse(text), _AXES).collectives
   assert found.overlaps
-  assert (found.kind, found.bytes, found.axes) == ('all-gather', 32, ('fsdp',))
+  assert (found.kind, found.bytes, found.axes) == (
+    'all-gather',
+    512,
+    ('fsdp',),  # a whole tile
+  )
 
 
 def test_no_entry_is_an_error():
@@ -355,3 +359,27 @@ ENTRY %main (p: f32[50,4,8], c: f32[50,2,8], x: f32[2,4], i: s32[]) -> f32[50,2,
   assert found.flops == 2 * 2 * 4 * 8
   # One layer's weights, x and the counter; the update of two rows.
   assert found.bytes == 4 * (4 * 8 + 2 * 4 + 1) + 4 * 2 * 8
+
+
+@pytest.mark.parametrize(
+  ('shape', 'bytes'),
+  [
+    ('bf16[3,8,5,64]{3,1,2,0:T(8,128)(2,1)}', 3 * 8 * 5 * 128 * 2),
+    ('bf16[3,5,8,64]{3,1,2,0:T(8,128)(2,1)}', 3 * 8 * 8 * 128 * 2),
+    ('f32[5,200]{0,1:T(8,128)S(1)}', 128 * 200 * 4),
+    ('f32[5,200]{1,0}', 5 * 200 * 4),
+    ('f32[3]{0:T(8,128)}', 128 * 4),
+    ('s32[300]{0:T(1024)}', 1024 * 4),
+    ('f32[]{:T(128)}', 4),
+  ],
+)
+def test_bytes_are_those_of_whole_tiles(shape, bytes):
+  [found] = (
+    parse(
+      f'HloModule m\n\nENTRY %e () -> {shape} {{\n'
+      f'  ROOT %x = {shape} constant(0)\n}}\n'
+    )
+    .computations['e']['x']
+    .shapes
+  )
+  assert found.bytes == bytes

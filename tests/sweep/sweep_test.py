@@ -223,7 +223,7 @@ def test_missing_measures_name_what_is_there(tmp_path):
   'name',
   [
     *('compression', 'ratio', 'delta', 'alignment', 'encoder', 'order'),
-    *('injection', 'all'),
+    *('injection', 'source', 'all'),
   ],
 )
 def test_every_run_of_the_shipped_sweeps_has_a_valid_config(name, setup):
