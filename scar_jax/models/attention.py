@@ -109,10 +109,10 @@ def cache_mask(
 
 
 def _slots_last(cache_kv: jax.Array) -> jax.Array:
-  """Keeps the order of axes in memory; the compiler for TPUs may turn to K last.
+  """Keeps the axes in this order in memory; compilers for TPUs may put K last.
 
-  Their tiles are 128 wide there, so heads of 64 channels would take, and every
-  step read, twice as much.
+  Tiles are 128 wide there, so heads of 64 channels would take, and every step
+  read, twice as much.
   """
   if platform() != 'tpu':
     return cache_kv

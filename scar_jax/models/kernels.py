@@ -75,13 +75,19 @@ class SetCausalMask(splash.Mask):
     return hash(self.q_sequence.tobytes())
 
 
-def _splash_kernel(mask: SetCausalMask, heads: int, tile: int, interpret: bool):
+def _splash_kernel(
+  mask: SetCausalMask, heads: int, channels: int, tile: int, interpret: bool
+):
   """The kernel over [heads, L, K]; its forward results are remat's to save."""
   names = ('block_q', 'block_kv', 'block_q_dkv', 'block_kv_dkv')
   names += ('block_q_dq', 'block_kv_dq')
+  # Which axis is the last in memory, where TPUs fill tiles of 128.
+  layouts = splash.QKVLayout
+  last = layouts.SEQ_MINOR if channels % 128 else layouts.HEAD_DIM_MINOR
+  turned = dict.fromkeys(('q_layout', 'k_layout', 'v_layout'), last)
   return splash.make_splash_mha(
     splash.MultiHeadMask([mask] * heads),
-    block_sizes=splash.BlockSizes(**dict.fromkeys(names, tile)),
+    block_sizes=splash.BlockSizes(**dict.fromkeys(names, tile), **turned),
     head_shards=1,
     q_seq_shards=1,
     residual_checkpoint_name=ATTENTION,
@@ -126,7 +132,7 @@ def splash_attention(
     return x.transpose(0, 2, 1, 3)
 
   def local(q: Array, k: Array, v: Array, segments: Array | None) -> jax.Array:
-    kernel: Any = _splash_kernel(mask, q.shape[1], tile, interpret)
+    kernel: Any = _splash_kernel(mask, q.shape[1], q.shape[3], tile, interpret)
     if segments is None:
       return jax.vmap(kernel)(q, k, v)
     pairs = splash.SegmentIds(segments, segments)
