@@ -135,11 +135,24 @@ def write_layer(
   at: Int[Array, ''],
   used: int | None = None,
 ) -> tuple[Float[Array, 'N B H K S'], Float[Array, 'B H K used']]:
-  """Writes one layer's new keys (or values), returns those in use."""
-  new = new.astype(cache_kv.dtype).transpose(0, 2, 3, 1)[None]
+  """Writes one layer's new keys (or values), returns those in use.
+
+  Args:
+    cache_kv: of all layers.
+    new: keys or values of L positions.
+    layer: to write.
+    at: first slot to write.
+    used: slots in use, the new ones last; None is all there are. L says that
+      `at` is 0.
+  """
+  new = new.astype(cache_kv.dtype).transpose(0, 2, 3, 1)
   cache_kv = _slots_last(cache_kv)
-  cache_kv = jax.lax.dynamic_update_slice(cache_kv, new, (layer, 0, 0, 0, at))
+  cache_kv = jax.lax.dynamic_update_slice(
+    cache_kv, new[None], (layer, 0, 0, 0, at)
+  )
   cache_kv = _slots_last(cache_kv)
+  if used == new.shape[-1]:  # to read them back, CPUs copy the cache
+    return cache_kv, new
   # One slice, not a slice of a slice: TPUs then read it where it lies.
   _, *rest, slots = cache_kv.shape
   sizes = (1, *rest, slots if used is None else used)

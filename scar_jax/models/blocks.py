@@ -149,14 +149,13 @@ class Attention(nn.Module):
     q = constrain(q, 'batch', 'length', 'act_heads', 'head_dim')
     k = constrain(k, 'batch', 'length', 'act_heads', 'head_dim')
     v = constrain(v, 'batch', 'length', 'act_heads', 'head_dim')
-    used = shared.mask.shape[-1] if shared.at is not None else 0
     if shared.at is not None:
-      k_all, k_used = write_layer(carry.k, k, layer, shared.at, used)
-      v_all, v_used = write_layer(carry.v, v, layer, shared.at, used)
+      used = shared.mask.shape[-1]
+      k_all, k = write_layer(carry.k, k, layer, shared.at, used)
+      v_all, v = write_layer(carry.v, v, layer, shared.at, used)
       carry = carry._replace(k=k_all, v=v_all)
-    if used > q.shape[1]:
-      out = attend_slots(q, k_used, v_used, shared.mask, scale, QUERIES)
-    else:  # no slot was filled before
+      out = attend_slots(q, k, v, shared.mask, scale, QUERIES)
+    else:
       # For `scar inspect`; nothing is kept unless it is asked for.
       self.sow('intermediates', 'qk', (q * scale, k))
       if self.kernel is not None:

@@ -162,3 +162,14 @@ def test_a_layer_is_one_slice_of_the_cache(used):
   text = str(jax.make_jaxpr(write)(cache, jnp.int32(1), jnp.int32(2)))
   assert text.count('dynamic_slice[') == 1
   assert ' slice[' not in text
+
+
+def test_first_slots_are_not_read_back():
+  new = jnp.arange(24.0).reshape(2, 3, 1, 4)
+  write = functools.partial(write_layer, new=new, used=3)
+  args = jnp.zeros((2, 2, 1, 4, 5)), jnp.int32(1), jnp.int32(0)
+  cache, layer = write(args[0], layer=args[1], at=args[2])
+  np.testing.assert_array_equal(layer, cache[1, ..., :3])
+  np.testing.assert_array_equal(layer, new.transpose(0, 2, 3, 1))
+  text = jax.make_jaxpr(lambda c, n, at: write(c, layer=n, at=at))(*args)
+  assert 'dynamic_slice[' not in str(text)
