@@ -32,8 +32,7 @@ _WITHOUT_ENCODER = ('vq', 'vq_pool', 'off')
 
 def get_sweep(arg=None):
   sweep = common.base(arg, 'All ablations')
-  paper = common.given(arg).variant == 'paper'
-  encoder = 'artifacts/dinov2_b' if paper else '{encoder}'
+  encoder = common.encoder(arg)
   names, compress, k, inject, align, pres = zip(*_POINTS, strict=True)
   sweep.zip = (
     ('name', names),

@@ -91,6 +91,13 @@ def base(
   return ConfigDict(sweep)
 
 
+def encoder(arg: str | None) -> str:
+  """`encoder.artifact` of a point that has one, beside points without."""
+  if given(arg).variant == 'paper':
+    return dict(_ARTIFACTS)['encoder.artifact']
+  return '{encoder}'
+
+
 def stage(
   setup: str, kind: str, tail: str = '', name: str = '', **fields: Any
 ) -> dict[str, Any]:

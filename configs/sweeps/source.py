@@ -12,8 +12,7 @@ from configs.sweeps import common
 
 def get_sweep(arg=None):
   sweep = common.base(arg, 'Source')
-  paper = common.given(arg).variant == 'paper'
-  encoder = 'artifacts/dinov2_b' if paper else '{encoder}'
+  encoder = common.encoder(arg)
   sweep.zip = (
     ('name', ('SCAR', 'no alignment', 'raw VQ')),
     ('encoder.artifact', (encoder, encoder, '')),

@@ -146,7 +146,6 @@ def write_layer(
       `at` is 0.
   """
   new = new.astype(cache_kv.dtype).transpose(0, 2, 3, 1)
-  cache_kv = _slots_last(cache_kv)
   cache_kv = jax.lax.dynamic_update_slice(
     cache_kv, new[None], (layer, 0, 0, 0, at)
   )
@@ -209,10 +208,7 @@ def attend_slots(
 
   def some(part: tuple[jax.Array, jax.Array]) -> jax.Array:
     q, mask = part
-    logits = jnp.einsum(
-      'bhlk,bhks->bhls', q, k, preferred_element_type=jnp.float32
-    )
-    weights = jax.nn.softmax(_masked(logits, mask, scale), axis=-1)
+    weights = jax.nn.softmax(_logits(q, k, mask, scale, 'bhks'), axis=-1)
     return jnp.einsum('bhls,bhks->bhlk', weights.astype(v.dtype), v)
 
   q, mask = q.transpose(0, 2, 1, 3), mask[:, None]
@@ -250,14 +246,13 @@ def _attend(q, k, v, mask, factor, dropout=0.0, rng=None):
   return jnp.einsum('bhls,bhsk->bhlk', weights.astype(v.dtype), v)
 
 
-def _logits(q: jax.Array, k: jax.Array, mask: Array, factor: float):
+def _logits(
+  q: jax.Array, k: jax.Array, mask: Array, factor: float, keys: str = 'bhsk'
+) -> jax.Array:
+  """Masked logits [B, H, L, S]; `keys` names the axes of `k`."""
   logits = jnp.einsum(
-    'bhlk,bhsk->bhls', q, k, preferred_element_type=jnp.float32
+    f'bhlk,{keys}->bhls', q, k, preferred_element_type=jnp.float32
   )
-  return _masked(logits, mask, factor)
-
-
-def _masked(logits: jax.Array, mask: Array, factor: float) -> jax.Array:
   return jnp.where(mask, logits * factor, jnp.finfo(jnp.float32).min)
 
 
