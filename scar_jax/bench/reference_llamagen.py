@@ -23,9 +23,9 @@ from scar_jax.bench.torch_side import (
   on_device,
   same,
   shaken,
-  still,
   tensors,
   to_torch,
+  to_train,
   training_pair,
 )
 from scar_jax.config import LossConfig
@@ -80,7 +80,7 @@ def _inputs(setting: Setting, vocab: int) -> tuple[np.ndarray, np.ndarray]:
 def train(checkout: Checkout, size: str, setting: Setting) -> Pair:
   """A training step, class-conditional."""
   model, found, params = _gpt(checkout, size, setting, setting.dropout)
-  cfg = found.model if setting.dropout else still(found.model)
+  cfg = to_train(found.model, setting)
   label, tokens = _inputs(setting, cfg.decoder.vocab)
   # The tokens are given: no tokenizer runs on either side.
   tokenizer = Artifact('tokenizer', VQConfig(), {}, 'none', {}, '')

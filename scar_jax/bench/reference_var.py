@@ -24,9 +24,9 @@ from scar_jax.bench.torch_side import (
   no_grad,
   on_device,
   shaken,
-  still,
   tensors,
   to_torch,
+  to_train,
   training_pair,
 )
 from scar_jax.config import LossConfig
@@ -105,7 +105,7 @@ def train(checkout: Checkout, size: str, setting: Setting) -> Pair:
   """A training step of the transformer, class-conditional."""
   torch = require('torch', 'bench')
   both = _load(checkout, size, setting, setting.dropout)
-  cfg = both.editor.model if setting.dropout else still(both.editor.model)
+  cfg = to_train(both.editor.model, setting)
   editor = dataclasses.replace(both.editor, model=cfg)
   task = ScarTask(editor, {'tokenizer': both.tokenizer}, LossConfig())
   label, tokens = to_torch(both.label), to_torch(both.tokens)

@@ -185,10 +185,18 @@ def forward_pair(
   return Pair(run, functools.partial(no_grad, call, *args), differ, compiled)
 
 
-def still(model: ScarConfig) -> ScarConfig:
-  """Without dropout of any kind, so that two steps can be the same."""
+def to_train(model: ScarConfig, setting: Setting) -> ScarConfig:
+  """What is trained: without dropout of any kind unless that was asked for.
+
+  Layers are written out, as in the recipes for CPUs: a loop copies what it
+  keeps for the backward pass, and starts every gradient from zeros.
+  """
+  decoder = dataclasses.replace(model.decoder, scan=False)
+  if setting.dropout:
+    return dataclasses.replace(model, decoder=decoder)
+  # Without it, two steps can be the same.
   decoder = dataclasses.replace(
-    model.decoder, resid_dropout=0.0, ffn_dropout=0.0, drop_path=0.0
+    decoder, resid_dropout=0.0, ffn_dropout=0.0, drop_path=0.0
   )
   return dataclasses.replace(
     model, decoder=decoder, token_dropout=0.0, text_dropout=0.0

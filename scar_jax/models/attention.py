@@ -253,7 +253,8 @@ def _logits(
   logits = jnp.einsum(
     f'bhlk,{keys}->bhls', q, k, preferred_element_type=jnp.float32
   )
-  return jnp.where(mask, logits * factor, jnp.finfo(jnp.float32).min)
+  logits = logits if factor == 1.0 else logits * factor
+  return jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -273,28 +274,30 @@ def _cpu_attend(
 
 
 def _cpu_forward(q, k, v, mask, factor):
-  logits = _logits(q, k, mask, factor)
+  # Queries are scaled where logits would be: K values each, not S.
+  q = q * jnp.asarray(factor, q.dtype)
+  logits = _logits(q, k, mask, 1.0)
   top = jnp.max(logits, -1, keepdims=True)
   weights = jnp.exp(logits - top)
   total = jnp.sum(weights, -1, keepdims=True)
-  weights = (weights / total).astype(v.dtype)
-  out = jnp.einsum('bhls,bhsk->bhlk', weights, v)
-  return out, (q, k, v, mask, out, top, total)
+  out = jnp.einsum('bhls,bhsk->bhlk', weights.astype(v.dtype), v)
+  out = (out / total).astype(v.dtype)
+  return out, (q, k, v, mask, out, top, jnp.log(total))
 
 
 def _cpu_backward(factor, kept, g):
-  q, k, v, mask, out, top, total = kept
-  weights = jnp.exp(_logits(q, k, mask, factor) - top) / total
+  q, k, v, mask, out, top, log_total = kept
+  # The exponential last: what comes after it would be done for each reader.
+  weights = jnp.exp(_logits(q, k, mask, 1.0) - top - log_total)
   along = jnp.einsum(
     'bhlk,bhsk->bhls', g, v, preferred_element_type=jnp.float32
   )
   # The softmax's own sum over keys, from `out`: K channels instead of S.
   mean = jnp.sum((g * out).astype(jnp.float32), -1, keepdims=True)
   # A row that may attend to nothing has weights, and no gradient.
-  pull = jnp.where(mask, weights * (along - mean) * factor, 0.0)
-  pull = pull.astype(q.dtype)
+  pull = jnp.where(mask, weights * (along - mean), 0.0).astype(q.dtype)
   return (
-    jnp.einsum('bhls,bhsk->bhlk', pull, k),
+    jnp.einsum('bhls,bhsk->bhlk', pull, k) * jnp.asarray(factor, q.dtype),
     jnp.einsum('bhls,bhlk->bhsk', pull, q),
     jnp.einsum('bhls,bhlk->bhsk', weights.astype(g.dtype), g),
     None,

@@ -246,11 +246,11 @@ class AdaLNBlock(nn.Module):
     else:
       ada = _ada_dense(cfg, name='ada')(shared.cond)
       ada = ada.reshape(*shared.cond.shape[:-1], 6, width)
-    parts = [
-      by_position(ada[..., i, :], shared.early).astype(cfg.dtype)
+    length = carry.x.shape[1]
+    gate1, gate2, scale1, scale2, shift1, shift2 = (
+      by_position(ada[..., i, :], shared.early, length).astype(cfg.dtype)
       for i in range(6)
-    ]
-    gate1, gate2, scale1, scale2, shift1, shift2 = parts
+    )
 
     normed = nl.layer_norm(carry.x, cfg.norm_eps).astype(cfg.dtype)
     h, carry = Attention(cfg, self.kernel, name='attn')(
@@ -312,16 +312,24 @@ def ada_of_layers(cfg: Any, layers: PyTree, cond: Array) -> Array:
   return ada.reshape(*ada.shape[:2], 6, cfg.width)
 
 
-def by_position(vectors: Array, early: Array | None) -> Array:
+def by_position(
+  vectors: Array, early: Array | None, length: int
+) -> jax.Array:
   """What each position is modulated by, [B, 1 or L, D].
 
   Args:
     vectors: [B, D]; with `early` [B, 2, D].
     early: bool [L], positions that read the first of the two.
+    length: L.
   """
-  if early is None:
+  if early is not None:
+    return jnp.where(early[:, None], vectors[:, :1], vectors[:, 1:])
+  if len(vectors) > 1:
     return vectors[:, None]
-  return jnp.where(early[:, None], vectors[:, :1], vectors[:, 1:])
+  # Its gradient is then summed over both axes: over positions alone takes CPUs
+  # ten times as long.
+  shape = (1, length, vectors.shape[-1])
+  return jax.lax.broadcast_in_dim(vectors[0], shape, (2,))
 
 
 def _ada_rows(init: Any, gate: float) -> Any:

@@ -268,7 +268,7 @@ class SetDecoder(nn.Module):
     if self.cfg.block == 'llama':
       return self.norm(x)
     ada = cond.head if isinstance(cond, Modulation) else self._head_ada(cond)
-    scale, shift = jnp.split(by_position(ada, early), 2, axis=-1)
+    scale, shift = jnp.split(by_position(ada, early, x.shape[1]), 2, -1)
     return nl.layer_norm(x, self.cfg.norm_eps) * (1 + scale) + shift
 
   def modulate(self, cond: Float[Array, 'B D']) -> Modulation:

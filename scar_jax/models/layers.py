@@ -23,8 +23,6 @@ from scar_jax.sharding import (
 )
 
 Init = Callable[..., Any]
-# Kernels of fewer values gain nothing by `_cpu_product`.
-_LARGE = 2**18
 
 
 class RMSNorm(nn.Module):
@@ -99,8 +97,12 @@ class Dense(nn.Module):
     rows = math.prod(x.shape[: x.ndim - self.in_dims])
     if platform() != 'tpu' or rows < math.prod(shape[: self.in_dims]):
       whole = self._product(x, kernel, scale, bias)
-      rest = (slice(None),) * (len(self.features) - 1)
-      return tuple(whole[(..., i, *rest)] for i in parts)
+      axis = whole.ndim - len(self.features)
+      # Unlike slices, a split has a gradient that is put together at once.
+      return tuple(
+        jnp.squeeze(part, axis)
+        for part in jnp.split(whole, self.features[0], axis)
+      )
     inputs = (slice(None),) * self.in_dims
     return tuple(
       self._product(
@@ -115,7 +117,7 @@ class Dense(nn.Module):
   def _product(self, x, kernel, scale, bias) -> Any:
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     same = self.out_dtype in (None, self.dtype)
-    if same and platform() == 'cpu' and kernel.size >= _LARGE:
+    if same and platform() == 'cpu':
       x = _cpu_product(x, kernel, self.in_dims)
     else:
       x = _dot(x, kernel, self.in_dims, self.out_dtype)
@@ -134,23 +136,28 @@ def _dot(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _cpu_product(x: jax.Array, kernel: jax.Array, in_dims: int) -> jax.Array:
-  """`_dot` whose gradient of the kernel is asked for as it is kept.
+  """`_dot` whose gradient of the kernel transposes the narrower of its factors.
 
-  The usual rule asks for it transposed, and XLA's CPU compiler then computes
-  what the gradient comes through, `silu` say, in transposed order: half as long
-  again for a feed-forward.
+  The usual rule always transposes the gradient of the result, and XLA's CPU
+  compiler then computes what that comes through, `silu` say, in transposed
+  order: half as long again for a feed-forward. All are products of matrices:
+  of more axes, the kernel is copied first.
   """
   return _dot(x, kernel, in_dims)
 
 
 def _cpu_product_back(in_dims, kept, g):
   x, kernel = kept
-  lead = tuple(range(x.ndim - in_dims))
-  last = tuple(range(len(lead), g.ndim)), tuple(range(in_dims, kernel.ndim))
-  return (
-    jax.lax.dot_general(g, kernel, (last, ((), ()))),
-    jax.lax.dot_general(x, g, ((lead, lead), ((), ()))),
-  )
+  inputs = math.prod(kernel.shape[:in_dims])
+  rows, weights = x.reshape(-1, inputs), kernel.reshape(inputs, -1)
+  g = g.reshape(len(rows), -1)
+  back = jax.lax.dot_general(g, weights, (((1,), (1,)), ((), ())))
+  along = ((0,), (0,)), ((), ())
+  if x.size <= g.size:
+    grad = jax.lax.dot_general(rows, g, along)
+  else:
+    grad = jax.lax.dot_general(g, rows, along).T
+  return back.reshape(x.shape), grad.reshape(kernel.shape)
 
 
 _cpu_product.defvjp(
@@ -288,13 +295,15 @@ def rotate(
   y = x.astype(jnp.float32)
   size = y.shape[-1]
   even = np.arange(size) % 2 == 0
-  if platform() == 'tpu' and x.dtype == jnp.bfloat16:
+  device = platform()
+  if device == 'cpu' or (device == 'tpu' and x.dtype == jnp.bfloat16):
     # A product with zeros and ones is as exact, and all becomes one pass over
     # memory where rolls are three.
     turn = np.eye(size, k=1) * even[:, None] - np.eye(size, k=-1) * even
+    z = y if device == 'cpu' else x
     swapped = jax.lax.dot_general(
-      x,
-      jnp.asarray(turn, x.dtype),
+      z,
+      jnp.asarray(turn, z.dtype),
       (((x.ndim - 1,), (0,)), ((), ())),
       preferred_element_type=jnp.float32,
     )

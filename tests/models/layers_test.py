@@ -193,13 +193,15 @@ def test_products_apart_equal_parts_of_one(monkeypatch, int8):
       np.testing.assert_allclose(part, want[:, :, i], atol=1e-5)
 
 
+@pytest.mark.parametrize('width', [2, 9])  # of 4 x 3 inputs: fewer, more
 @pytest.mark.parametrize('device', ['cpu', 'tpu'])
-def test_gradients_of_a_product_are_those_of_einsum(device, monkeypatch):
+def test_gradients_of_a_product_are_those_of_einsum(
+  device, width, monkeypatch
+):
   monkeypatch.setattr(nl, 'platform', lambda: device)
-  monkeypatch.setattr(nl, '_LARGE', 0)
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, 5, 3, 4)), jnp.float32)
-  dense = nl.Dense((2, 6), (None, None, None, None), in_dims=2)
+  dense = nl.Dense((2, width), (None, None, None, None), in_dims=2)
   params = unbox(dense.init(jax.random.key(0), x))
 
   def ours(params, x):
