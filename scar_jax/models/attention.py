@@ -202,18 +202,20 @@ def attend_slots(
     v: values.
     mask: True where a query may attend; leading axis B or 1.
     scale: of the logits.
-    block: that many queries at a time, so that the weights of all are never
-      in memory; 0 is all at once.
+    block: at most that many queries at a time, so that the weights of all are
+      never in memory; 0 is all at once.
   """
 
   def some(part: tuple[jax.Array, jax.Array]) -> jax.Array:
     q, mask = part
-    weights = jax.nn.softmax(_logits(q, k, mask, scale, 'bhks'), axis=-1)
-    return jnp.einsum('bhls,bhks->bhlk', weights.astype(v.dtype), v)
+    return _weighted(_logits(q, k, mask, scale, 'bhks'), v, 'bhks')[0]
 
   q, mask = q.transpose(0, 2, 1, 3), mask[:, None]
   length = q.shape[2]
   if 0 < block < length:
+    # Equal ones, so that 130 queries do not become 256; 8 rows are a tile.
+    each = -(-length // -(-length // block))
+    block = min(block, -(-each // 8) * 8)
     parts = jax.lax.map(some, (_blocks(q, block), _blocks(mask, block)))
     out = _joined(parts)[:, :, :length]
   else:
@@ -257,6 +259,30 @@ def _logits(
   return jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
 
 
+def _weighted(
+  logits: jax.Array, v: jax.Array, values: str
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Values under the softmax of logits, its maximum and its sum.
+
+  Divided by the sum afterwards: K channels a query, not S weights.
+
+  Args:
+    logits: float32 [B, H, L, S].
+    v: values.
+    values: names of their axes.
+  """
+  top = jnp.max(logits, -1, keepdims=True)
+  weights = jnp.exp(logits - top)
+  total = jnp.sum(weights, -1, keepdims=True)
+  out = jnp.einsum(
+    f'bhls,{values}->bhlk',
+    weights.astype(v.dtype),
+    v,
+    preferred_element_type=jnp.float32,
+  )
+  return (out / total).astype(v.dtype), top, total
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _cpu_attend(
   q: Float[Array, 'B H L K'],
@@ -276,12 +302,7 @@ def _cpu_attend(
 def _cpu_forward(q, k, v, mask, factor):
   # Queries are scaled where logits would be: K values each, not S.
   q = q * jnp.asarray(factor, q.dtype)
-  logits = _logits(q, k, mask, 1.0)
-  top = jnp.max(logits, -1, keepdims=True)
-  weights = jnp.exp(logits - top)
-  total = jnp.sum(weights, -1, keepdims=True)
-  out = jnp.einsum('bhls,bhsk->bhlk', weights.astype(v.dtype), v)
-  out = (out / total).astype(v.dtype)
+  out, top, total = _weighted(_logits(q, k, mask, 1.0), v, 'bhsk')
   return out, (q, k, v, mask, out, top, jnp.log(total))
 
 

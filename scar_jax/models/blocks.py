@@ -312,9 +312,7 @@ def ada_of_layers(cfg: Any, layers: PyTree, cond: Array) -> Array:
   return ada.reshape(*ada.shape[:2], 6, cfg.width)
 
 
-def by_position(
-  vectors: Array, early: Array | None, length: int
-) -> jax.Array:
+def by_position(vectors: Array, early: Array | None, length: int) -> jax.Array:
   """What each position is modulated by, [B, 1 or L, D].
 
   Args:

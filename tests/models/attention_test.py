@@ -87,6 +87,16 @@ def test_blocks_of_queries_change_nothing(block):
   assert ('f32[2,2,5,7]' in text) == (block >= 5)
 
 
+def test_blocks_of_queries_are_equal():
+  q, k, v = (x.transpose(0, 2, 3, 1) for x in _qkv(40, 40))
+  q = q.transpose(0, 3, 1, 2)
+  mask = np.ones((1, 40, 40), bool)
+  call = functools.partial(attend_slots, scale=0.3, block=36)
+  text = str(jax.make_jaxpr(call)(q, k, v, mask))
+  assert 'f32[2,2,24,40]' in text  # 40 queries as 2 x 24, not 2 x 36
+  assert 'f32[2,2,36,40]' not in text
+
+
 def test_no_attention_weights_are_kept_for_the_backward_pass():
   q, k, v = _qkv(5, 7)
   mask = np.ones((1, 5, 7), bool)

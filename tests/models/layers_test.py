@@ -148,21 +148,30 @@ def test_drop_path_drops_whole_samples():
   np.testing.assert_array_equal(nl.drop_path(x, 0.0, jax.random.key(0)), x)
 
 
-def test_a_tpu_rotates_by_a_product_to_the_last_bit(monkeypatch):
-  x = jax.random.normal(jax.random.key(0), (2, 17, 4, 16), jnp.bfloat16)
+@pytest.mark.parametrize(
+  ('device', 'dtype'),
+  [('tpu', 'bfloat16'), ('cpu', 'bfloat16'), ('cpu', 'float32')],
+)
+def test_a_rotation_by_a_product_is_exact(device, dtype, monkeypatch):
+  x = jax.random.normal(jax.random.key(0), (2, 17, 4, 16), dtype)
   weight = jax.random.normal(jax.random.key(1), x.shape)
 
-  def loss(x):
-    return jnp.sum(weight * nl.apply_rope(x, _table(4, 16, 1)))
+  def found(device):
+    monkeypatch.setattr(nl, 'platform', lambda: device)
 
-  want = nl.apply_rope(x, _table(4, 16, 1)), jax.grad(loss)(x)
-  monkeypatch.setattr(nl, 'platform', lambda: 'tpu')
-  assert 'dot_general' in str(jax.make_jaxpr(loss)(x))
-  ours = nl.apply_rope(x, _table(4, 16, 1)), jax.grad(loss)(x)
+    def loss(x):  # one for each device: JAX keeps what it has traced
+      return jnp.sum(weight * nl.apply_rope(x, _table(4, 16, 1)))
+
+    by_product = 'dot_general' in str(jax.make_jaxpr(loss)(x))
+    assert by_product == (device != 'gpu')
+    return nl.apply_rope(x, _table(4, 16, 1)), jax.grad(loss)(x)
+
+  ours, want = found(device), found('gpu')
   np.testing.assert_array_equal(*(np.float32(o[0]) for o in (ours, want)))
   # The gradient is summed in another order.
+  tol = 1e-2 if dtype == 'bfloat16' else 1e-5
   np.testing.assert_allclose(
-    *(np.float32(o[1]) for o in (ours, want)), rtol=1e-2, atol=1e-2
+    *(np.float32(o[1]) for o in (ours, want)), rtol=tol, atol=tol
   )
 
 
@@ -193,11 +202,23 @@ def test_products_apart_equal_parts_of_one(monkeypatch, int8):
       np.testing.assert_allclose(part, want[:, :, i], atol=1e-5)
 
 
+def test_the_gradient_of_products_apart_is_put_together_at_once():
+  rows = jax.random.normal(jax.random.key(0), (2, 5, 6))
+  dense = nl.Dense((3, 2, 4), (None,) * 4, apart=True)
+  params = unbox(dense.init(jax.random.key(1), rows))
+
+  def loss(params):
+    q, k, v = dense.apply(params, rows)
+    return jnp.sum(q * k + jnp.sin(v))
+
+  text = str(jax.make_jaxpr(jax.grad(loss))(params))
+  assert 'concatenate[' in text
+  assert 'pad[' not in text
+
+
 @pytest.mark.parametrize('width', [2, 9])  # of 4 x 3 inputs: fewer, more
 @pytest.mark.parametrize('device', ['cpu', 'tpu'])
-def test_gradients_of_a_product_are_those_of_einsum(
-  device, width, monkeypatch
-):
+def test_gradients_of_a_product_are_those_of_einsum(device, width, monkeypatch):
   monkeypatch.setattr(nl, 'platform', lambda: device)
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, 5, 3, 4)), jnp.float32)

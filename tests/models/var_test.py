@@ -10,6 +10,7 @@ from scar_cases import CLOSE, noisy
 
 from scar_jax.convert import var, var_vqvae
 from scar_jax.filters import SamplerConfig
+from scar_jax.models.blocks import by_position
 from scar_jax.models.conditions import Conditions, empty_conditions
 from scar_jax.models.decoder import DecoderConfig
 from scar_jax.models.prefill import PrefixConfig
@@ -25,6 +26,21 @@ def tokenizer(golden):
   state, _ = golden('var_vqvae')
   cfg = var_vqvae.detect(state, (1, 2, 3, 4))
   return cfg, var_vqvae.convert(cfg, state)
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_one_sample_is_modulated_like_many(count):
+  """Of one, the gradient is a sum over both axes: see `by_position`."""
+  vectors = jax.random.normal(jax.random.key(0), (count, 6))
+  x = jax.random.normal(jax.random.key(1), (count, 5, 6))
+
+  def loss(vectors):
+    return jnp.sum(jnp.sin(x * by_position(vectors, None, 5)))
+
+  plain = jax.grad(lambda v: jnp.sum(jnp.sin(x * v[:, None])))(vectors)
+  np.testing.assert_allclose(jax.grad(loss)(vectors), plain, atol=1e-5)
+  text = str(jax.make_jaxpr(jax.grad(loss))(vectors))
+  assert ('axes=(0, 1)' in text.rpartition('reduce_sum')[2]) == (count == 1)
 
 
 def test_logits_of_both_branches_match_the_reference(tokenizer, golden):
