@@ -255,8 +255,7 @@ def _logits(
   logits = jnp.einsum(
     f'bhlk,{keys}->bhls', q, k, preferred_element_type=jnp.float32
   )
-  logits = logits if factor == 1.0 else logits * factor
-  return jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+  return jnp.where(mask, logits * factor, jnp.finfo(jnp.float32).min)
 
 
 def _weighted(
@@ -301,7 +300,7 @@ def _cpu_attend(
 
 def _cpu_forward(q, k, v, mask, factor):
   # Queries are scaled where logits would be: K values each, not S.
-  q = q * jnp.asarray(factor, q.dtype)
+  q = q * factor
   out, top, total = _weighted(_logits(q, k, mask, 1.0), v, 'bhsk')
   return out, (q, k, v, mask, out, top, jnp.log(total))
 
@@ -318,7 +317,7 @@ def _cpu_backward(factor, kept, g):
   # A row that may attend to nothing has weights, and no gradient.
   pull = jnp.where(mask, weights * (along - mean), 0.0).astype(q.dtype)
   return (
-    jnp.einsum('bhls,bhsk->bhlk', pull, k) * jnp.asarray(factor, q.dtype),
+    jnp.einsum('bhls,bhsk->bhlk', pull, k) * factor,
     jnp.einsum('bhls,bhlk->bhsk', pull, q),
     jnp.einsum('bhls,bhlk->bhsk', weights.astype(g.dtype), g),
     None,

@@ -300,10 +300,9 @@ def rotate(
     # A product with zeros and ones is as exact, and all becomes one pass over
     # memory where rolls are three.
     turn = np.eye(size, k=1) * even[:, None] - np.eye(size, k=-1) * even
-    z = y if device == 'cpu' else x
     swapped = jax.lax.dot_general(
-      z,
-      jnp.asarray(turn, z.dtype),
+      x,
+      jnp.asarray(turn, x.dtype),
       (((x.ndim - 1,), (0,)), ((), ())),
       preferred_element_type=jnp.float32,
     )
