@@ -5,7 +5,7 @@ import pytest
 
 from scar_jax.bench import orders
 from scar_jax.filters import SamplerConfig
-from scar_jax.models.blocks import QUERIES
+from scar_jax.models.blocks import queries_at_once
 from scar_jax.models.decoder import decoder_size
 from scar_jax.orders.scale import scale_sides
 from scar_jax.sampling_loop import cache_size
@@ -39,7 +39,7 @@ def test_the_peak_is_weights_cache_and_what_a_set_needs(order, side):
   logits = (BRANCHES + 1) * BATCH * max(plan.set_sizes) * decoder.vocab * 4
   # The random order sees the set before, and asks for the next.
   queries = max(plan.set_sizes) * (2 if order == 'random' else 1)
-  attention = rows * decoder.heads * min(queries, QUERIES) * slots * 4
+  attention = rows * decoder.heads * min(queries, queries_at_once()) * slots * 4
   assert used.temp_size_in_bytes > cache  # or it is not what is measured
   # Keys and values of one layer are attended to heads first.
   assert peak < 1.2 * (weights + cache + layer + attention + logits)

@@ -10,6 +10,7 @@ import dataclasses
 import gc
 import importlib
 import os
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -58,6 +59,9 @@ WORKS = {
   'var-d16/train': Work('var', 'train', '16'),
   'var-d16/sample': Work('var', 'sample', '16'),
 }
+# Seconds before each call. Idle threads of PyTorch spin for a while, on cores
+# that the next call needs: up to a third of a product of 15 ms.
+_REST = 0.2
 _SHOWN = (
   *('ours_seconds', 'torch_seconds', 'torch_compile_seconds', 'ratio'),
   *('cpu_ratio', 'max_abs_diff', 'error'),
@@ -210,6 +214,7 @@ def _fastest(
   times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
   for _ in range(repeats):
     for name, call in calls.items():
+      time.sleep(_REST)
       times[name].append(timed(call))
   return {
     name: (min(wall for wall, _ in some), min(cpu for _, cpu in some))

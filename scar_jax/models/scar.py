@@ -336,23 +336,24 @@ class Scar(nn.Module):
     layout, set0 = self.layout, self.set0(cond)
     vector = set0.vector
     steered = None if vector is None else self.decoder.modulate(vector)
+    own = steered if set0.own is None else self.decoder.modulate(set0.own)
     rows = set0.x.shape[0] // branches
     cache = make_cache(self.cfg.decoder, rows, cache_size).replace(used=0)
     if not layout.set0_len:
       cache = repeat_rows(cache, branches).replace(memory=set0.memory)
       return None, cache, steered
     cut = self.cfg.shared_len if branches > 1 else layout.set0_len
-    hidden, cache = self._fill(
-      jax.tree.map(lambda t: t[:rows], set0), cache, slice(0, cut)
-    )
+    shared = jax.tree.map(lambda t: t[:rows], (set0, own))
+    hidden, cache = self._fill(*shared, cache, slice(0, cut))
     cache = repeat_rows(cache, branches)
     if cut < layout.set0_len:
-      hidden, cache = self._fill(set0, cache, slice(cut, layout.set0_len))
+      rest = slice(cut, layout.set0_len)
+      hidden, cache = self._fill(set0, own, cache, rest)
     cache = cache.replace(memory=set0.memory)
     return self.decoder.logits(hidden[:, -1:]), cache, steered
 
   def _fill(
-    self, set0: _Set0, cache: KVCache, some: slice
+    self, set0: _Set0, cond: Modulation | None, cache: KVCache, some: slice
   ) -> tuple[Float[Array, 'B n D'], KVCache]:
     """Hidden states of some positions of set 0, and the cache with them."""
     layout = self.layout
@@ -364,7 +365,7 @@ class Scar(nn.Module):
       jnp.asarray(layout.set_ids[some]),
       cache=cache,
       key_valid=None if set0.valid is None else set0.valid[:, some],
-      cond=set0.vector if set0.own is None else set0.own,
+      cond=cond,
       inject=self._injected(set0.memory, some),
     )
 
