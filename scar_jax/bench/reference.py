@@ -59,8 +59,8 @@ WORKS = {
   'var-d16/train': Work('var', 'train', '16'),
   'var-d16/sample': Work('var', 'sample', '16'),
 }
-# Seconds before each call. Idle threads of PyTorch spin for a while, on cores
-# that the next call needs: up to a third of a product of 15 ms.
+# Seconds before each call: PyTorch's threads spin for a while after theirs, on
+# cores that the next one needs.
 _REST = 0.2
 _SHOWN = (
   *('ours_seconds', 'torch_seconds', 'torch_compile_seconds', 'ratio'),
@@ -179,7 +179,7 @@ def figures(pair: Pair, batch: int, repeats: int) -> dict[str, Any]:
   Args:
     pair: see there.
     batch: images of a call.
-    repeats: timed calls of each side; the fastest counts.
+    repeats: turns of each side, two timed calls each; the fastest counts.
   """
   row: dict[str, Any] = {'batch': batch}
   difference, compared = pair.differ()
@@ -209,13 +209,16 @@ def _fastest(
 ) -> dict[str, tuple[float, float]]:
   """Of each call the least seconds, and the least of all cores together.
 
-  They take turns. What else runs on the machine only ever adds.
+  They take turns of two calls: what else runs on the machine only ever adds,
+  and so does the memory that the other side has left, to the first of them
+  (0.7 s to a step of LlamaGen-L).
   """
   times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
   for _ in range(repeats):
     for name, call in calls.items():
-      time.sleep(_REST)
-      times[name].append(timed(call))
+      for _ in range(2):
+        time.sleep(_REST)
+        times[name].append(timed(call))
   return {
     name: (min(wall for wall, _ in some), min(cpu for _, cpu in some))
     for name, some in times.items()

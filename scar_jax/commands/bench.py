@@ -86,7 +86,7 @@ def define(values: flags.FlagValues) -> None:
   for name, (default, about) in {
     'grid': (16, 'Tokens per side.'),
     'batch': (1, 'Images made together.'),
-    'repeats': (5, 'Timed calls; the median, of reference the best, counts.'),
+    'repeats': (5, 'Timed calls; their median counts (reference: the best).'),
     'workers': (1, 'Loader processes of data.'),
     'records': (400, 'Pictures of data.'),
     'side': (512, 'Pixels of data.'),
