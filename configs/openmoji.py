@@ -45,7 +45,7 @@ def get_config(arg=None):
     res=48 if full else 36,
     patch=3,
     text=32,
-    # Two tokens a place: a step takes longer, and the time is the same.
+    # Two tokens a place take longer to learn.
     steps=1600 if given.order == 'scale' else 1400,
   )
   if config.task == 'tokenizer' and given.order != 'scale':
