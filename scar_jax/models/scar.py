@@ -343,8 +343,8 @@ class Scar(nn.Module):
       cache = repeat_rows(cache, branches).replace(memory=set0.memory)
       return None, cache, steered
     cut = self.cfg.shared_len if branches > 1 else layout.set0_len
-    shared = jax.tree.map(lambda t: t[:rows], (set0, own))
-    hidden, cache = self._fill(*shared, cache, slice(0, cut))
+    first, ada = jax.tree.map(lambda t: t[:rows], (set0, own))
+    hidden, cache = self._fill(first, ada, cache, slice(0, cut))
     cache = repeat_rows(cache, branches)
     if cut < layout.set0_len:
       rest = slice(cut, layout.set0_len)

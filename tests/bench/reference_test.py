@@ -62,7 +62,9 @@ def works(monkeypatch):
 def test_a_work_that_fails_is_named_and_the_others_are_measured(
   works, checkout, monkeypatch, capsys
 ):
-  costs = iter([(4.0, 9.0), (6.0, 6.0), (2.0, 8.0), (8.0, 4.0)])
+  # Ours twice, theirs twice; again.
+  first = [(4.0, 9.0), (3.0, 9.0), (6.0, 6.0), (7.0, 6.0)]
+  costs = iter([*first, (5.0, 8.0), (2.0, 9.0), (8.0, 4.0), (8.0, 5.0)])
   monkeypatch.setattr(reference, 'timed', lambda call: next(costs))
   out, table = checkout / 'rows.json', checkout / 'rows.md'
   status = main([
