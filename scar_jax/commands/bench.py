@@ -86,7 +86,11 @@ def define(values: flags.FlagValues) -> None:
   for name, (default, about) in {
     'grid': (16, 'Tokens per side.'),
     'batch': (1, 'Images made together.'),
-    'repeats': (5, 'Timed calls; their median counts (reference: the best).'),
+    'repeats': (
+      5,
+      'Timed calls, of which the median counts; of reference turns of two '
+      'calls, of which the best counts.',
+    ),
     'workers': (1, 'Loader processes of data.'),
     'records': (400, 'Pictures of data.'),
     'side': (512, 'Pixels of data.'),

@@ -336,12 +336,12 @@ class Scar(nn.Module):
     layout, set0 = self.layout, self.set0(cond)
     vector = set0.vector
     steered = None if vector is None else self.decoder.modulate(vector)
-    own = steered if set0.own is None else self.decoder.modulate(set0.own)
     rows = set0.x.shape[0] // branches
     cache = make_cache(self.cfg.decoder, rows, cache_size).replace(used=0)
     if not layout.set0_len:
       cache = repeat_rows(cache, branches).replace(memory=set0.memory)
       return None, cache, steered
+    own = steered if set0.own is None else self.decoder.modulate(set0.own)
     cut = self.cfg.shared_len if branches > 1 else layout.set0_len
     first, ada = jax.tree.map(lambda t: t[:rows], (set0, own))
     hidden, cache = self._fill(first, ada, cache, slice(0, cut))
