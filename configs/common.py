@@ -122,6 +122,7 @@ def stage_config(
   patch: int = 4,
   text: int = 40,
   steps: int = 1400,
+  batch: int = 16,
   classes: int = 0,
 ) -> ConfigDict:
   """The stages of a small embedded data set.
@@ -139,6 +140,7 @@ def stage_config(
     patch: pixels of a token.
     text: bytes of the longest instruction, its end mark included.
     steps: of SCAR.
+    batch: of SCAR.
     classes: of the stage 'class', whose text is a class.
   """
   given = stage_words(arg, kinds, res, patch)
@@ -146,7 +148,7 @@ def stage_config(
   data = dict(
     source=source,
     kind=kinds[stage],
-    batch=32 if stage in ('tokenizer', 'encoder') else 16,
+    batch=32 if stage in ('tokenizer', 'encoder') else batch,
     image_size=given.res,
   )
   if stage == 'tokenizer':

@@ -265,6 +265,7 @@ class _OurSteps:
     self, task: Any, params: PyTree, batch: dict[str, Any], optim: OptimConfig
   ):
     boxed = abstract_variables(task, abstract(batch))
+    params = task.as_trained(params)
     tx = make_optimizer(optim, _STEPS, boxed['params'])
     self._batch, self._frozen = batch, dict(task.frozen)
     self._step = jax.jit(make_step(task, tx, optim, _STEPS), donate_argnums=0)

@@ -210,10 +210,11 @@ def _restore_or_create(
   state = state_lib.create(init, places, config.seed)
   if config.init_from:
     start = artifacts.load_artifact(config.init_from, mesh=run.mesh)
+    as_trained = optional(run.task, 'as_trained')
     params = start_from(
       config.init_from,
       state.params,
-      start.params,
+      as_trained(start.params) if as_trained else start.params,
       optional(run.task, 'new') or (),
     )
     # A second copy: the step donates both trees.

@@ -105,7 +105,8 @@ def test_frozen_networks_take_another_type(artifacts):
   assert ours.dtype == jnp.float32
   assert 0 < np.abs(ours - full).max() < 0.1 * np.abs(full).max()
   # The exported model remembers it.
-  assert task.artifact({}, {})[1].encoder_dtype == 'bfloat16'
+  exported = task.artifact(_params(task, batch), {})
+  assert exported[1].encoder_dtype == 'bfloat16'
 
 
 def test_fixed_null_conditions_are_not_optimised(artifacts):

@@ -78,6 +78,7 @@ class Task(Protocol):
 #   pictures(params, extra, frozen, batch, rng) -> {name: uint8 [n, H, W, 3]}.
 #   flops(batch) -> {part: FLOPs}: what a step of so many images must spend.
 #   exempt: path prefixes of parameters that may stay replicated.
+#   as_trained(params) -> params: of an artifact, in the layout of `init`.
 #   new: path prefixes of parameters that a model named by `init_from` may lack.
 #   tokens: target tokens of an image, for rates.
 def optional(task: Task, name: str) -> Any:

@@ -23,6 +23,7 @@ from scar_jax.flops import step_flops
 from scar_jax.models.codebook_init import start_from_codebook
 from scar_jax.models.conditions import empty_conditions
 from scar_jax.models.scar import Scar
+from scar_jax.models.stack import layers_apart, layers_stacked
 from scar_jax.orders.scale import blank
 from scar_jax.parts import (
   EditorConfig,
@@ -166,12 +167,14 @@ class ScarTask:
       cond,
       accumulate=blank(cfg.patch_nums, cfg.latent_dim),
     )
-    if self.codes is None:
-      return fresh
-    start = start_from_codebook(
-      fresh['params'], self.codes, jax.random.fold_in(rng, 1)
-    )
-    return {**fresh, 'params': start}
+    start = fresh['params']
+    if self.codes is not None:
+      start = start_from_codebook(start, self.codes, jax.random.fold_in(rng, 1))
+    return {**fresh, 'params': self.as_trained(start)}
+
+  def as_trained(self, params: PyTree) -> PyTree:
+    """Parameters of an artifact in the layout of this run."""
+    return params if self.editor.model.decoder.scan else layers_apart(params)
 
   def networks(self, batch: Batch) -> tuple[Parts, Scar]:
     """The networks for pictures of the shape of a batch.
@@ -299,7 +302,7 @@ class ScarTask:
     self, params: PyTree, extra: PyTree
   ) -> tuple[str, EditorConfig, PyTree]:
     """What `Editor.load` reads."""
-    return 'scar', self.editor, params
+    return 'scar', self.editor, layers_stacked(params)
 
   def pictures(
     self,
@@ -322,7 +325,7 @@ class ScarTask:
     scales, settings = split_scales(self.editor.sample)
     made = generate(
       model,
-      {'params': params},
+      {'params': layers_stacked(params)},
       cond,
       jax.random.bits(rng, (count,), jnp.uint32),
       scales,
