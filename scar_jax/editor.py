@@ -30,6 +30,7 @@ from scar_jax.editor_outputs import (
   framed,
 )
 from scar_jax.filters import SamplerConfig, check_drawable
+from scar_jax.models.encoders.semantic import encoder_params
 from scar_jax.orders.random import Known
 from scar_jax.parts import EditorConfig, Parts, parts_by_shape, to_uint8
 from scar_jax.programs import Programs
@@ -157,6 +158,8 @@ class Editor:
       place = chosen or find_part(known, model.path)
       part = cfg.retyped(name, load_artifact(place, kind=name, mesh=mesh))
       configs[name], frozen[name] = part.config, part.params
+      if name == 'encoder':
+        frozen[name] = jax.jit(encoder_params)(part.params)
     params = model.params
     if dtype or weights:
       params = precision.smaller(cfg.model, params, weights)

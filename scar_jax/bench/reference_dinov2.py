@@ -26,6 +26,7 @@ from scar_jax.bench.torch_side import (
 from scar_jax.convert import dinov2
 from scar_jax.convert.parity_vq import nhwc
 from scar_jax.models.encoders.dinov2 import DINOv2
+from scar_jax.models.unstacked import as_read_fastest
 
 _VIT = 'dinov2.models.vision_transformer'
 MODULES = (_VIT,)
@@ -41,7 +42,8 @@ def features(checkout: Checkout, size: str, setting: Setting) -> Pair:
   )
   weights = tensors(shaken(model.eval()))
   cfg = dinov2.detect(weights).network()
-  variables = {'params': on_device(dinov2.convert(cfg, weights))}
+  params = on_device(dinov2.convert(cfg, weights))
+  variables = {'params': as_read_fastest(params)}
   side = _PATCH * setting.grid
   rng = np.random.default_rng(0)
   images = rng.normal(size=(setting.batch, 3, side, side)).astype(np.float32)

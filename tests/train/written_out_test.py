@@ -131,4 +131,4 @@ def test_taking_apart_keeps_what_is_not_a_layer():
   params = noisy(unbox(_abstract(_task())))
   apart = layers_apart(params)
   assert apart['text'] is params['text']
-  assert layers_stacked(params) is params
+  assert layers_stacked(params)['decoder'] is params['decoder']

@@ -6,7 +6,7 @@ Norms and softmax run in float32, matrix products in the module's dtype.
 Used by every file of this folder.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float
 from scar_jax.models.attention import choose_backend
 from scar_jax.models.layers import Dense
 from scar_jax.models.resize import resize
+from scar_jax.models.unstacked import LAYERS, layer_name
 from scar_jax.sharding import annotated, constrain, platform
 
 Act = Callable[[jax.Array], jax.Array]
@@ -211,16 +212,21 @@ class Block(nn.Module):
     return (x, kept), None
 
 
-def make_layers(depth: int, **fields: Any) -> nn.Module:
-  """A stack of `depth` blocks, the submodule `layers` of its caller."""
+def make_layers(owner: nn.Module, depth: int, **fields: Any) -> Any:
+  """A stack of `depth` blocks, the submodule `layers` of its owner.
+
+  A list of blocks where the owner's parameters are apart, see `unstacked.py`.
+  """
+  if owner.has_variable('params', layer_name(0)):
+    return [Block(**fields, name=layer_name(i)) for i in range(depth)]
   return nn.scan(
     Block,
     variable_axes={'params': 0},
     split_rngs={'params': True},
     in_axes=(0, nn.broadcast),
     length=depth,
-    metadata_params={nn.PARTITION_NAME: 'layers'},
-  )(**fields, name='layers')
+    metadata_params={nn.PARTITION_NAME: LAYERS},
+  )(**fields, name=LAYERS)
 
 
 def check_layers(layers: tuple[int, ...], depth: int) -> None:
@@ -250,6 +256,10 @@ def run_layers(
   slots = [layers.index(i) if i in layers else len(layers)
            for i in range(depth)]  # fmt: skip
   kept = jnp.zeros((len(layers), *x.shape), x.dtype)
+  if isinstance(stack, Sequence):
+    for block, slot in zip(stack, slots, strict=True):
+      (x, kept), _ = block((x, kept), slot, mask)
+    return x, kept
   (x, kept), _ = stack((x, kept), jnp.array(slots), mask)
   return x, kept
 

@@ -106,8 +106,11 @@ def clip_config(size: str) -> CLIPConfig:
   return CLIPConfig(vision)
 
 
-def _make_layers(cfg: CLIPVisionConfig | CLIPTextConfig) -> nn.Module:
+def _make_layers(
+  owner: nn.Module, cfg: CLIPVisionConfig | CLIPTextConfig
+) -> Any:
   return blocks.make_layers(
+    owner,
     cfg.depth,
     heads=cfg.heads,
     hidden=cfg.hidden or 4 * cfg.width,
@@ -133,7 +136,7 @@ class CLIPVision(nn.Module):
       'pos_embed', annotated(blocks.INIT, None, None), (1 + cfg.table**2, D)
     )
     self.pre_norm = blocks.LayerNorm(cfg.norm_eps, name='pre_norm')
-    self.layers = _make_layers(cfg)
+    self.layers = _make_layers(self, cfg)
     self.norm = blocks.LayerNorm(cfg.norm_eps, name='norm')
 
   def __call__(
@@ -184,7 +187,7 @@ class CLIPText(nn.Module):
     self.pos_embed = self.param(
       'pos_embed', annotated(blocks.INIT, None, None), (cfg.length, cfg.width)
     )
-    self.layers = _make_layers(cfg)
+    self.layers = _make_layers(self, cfg)
     self.norm = blocks.LayerNorm(cfg.norm_eps, name='norm')
 
   def __call__(

@@ -115,6 +115,7 @@ class DINOv2(nn.Module):
     )
     swiglu = cfg.ffn == 'swiglu'
     self.layers = blocks.make_layers(
+      self,
       cfg.depth,
       heads=cfg.heads,
       hidden=(8 * D // 3 + 7) // 8 * 8 if swiglu else 4 * D,

@@ -1,0 +1,57 @@
+"""Parameters of layers: stacked in one array of each kind, or one by one.
+
+In and out: parameters of a module that holds its layers under `layers`, the
+first axis of each array, or under `layer_0`, `layer_1`, ... Files have them
+stacked, and `nn.scan` loops over that. What is written out reads a layer where
+it is when they are apart; out of a stack it is copied first, and gradients of
+all layers are put together again.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scar_jax.sharding import platform
+from scar_jax.types import PyTree
+
+LAYERS = 'layers'  # name of the stack, and of its first axis
+# Layers smaller than this, all together, stay in the caches of a CPU.
+_LARGE = 2**25  # bytes
+
+
+def layer_name(i: int) -> str:
+  """Of layer i, from 0, that is not in a stack."""
+  return f'layer_{i}'
+
+
+def unstack(params: PyTree) -> PyTree:
+  """With an array for each layer; boxes are kept, less the axis of layers."""
+  rest = dict(params)
+  stacked = rest.pop(LAYERS)
+  axis = {nn.PARTITION_NAME: LAYERS}
+  for i in range(len(jax.tree.leaves(stacked)[0])):
+    one = jax.tree.map(lambda x, i=i: x[i], stacked)
+    rest[layer_name(i)] = nn.meta.remove_axis(one, 0, axis)
+  return rest
+
+
+def restack(params: PyTree) -> PyTree:
+  """The other way, of unboxed ones; stacked ones stay as they are."""
+  if LAYERS in params:
+    return params
+  rest, layers = dict(params), []
+  while layer_name(len(layers)) in rest:
+    layers.append(rest.pop(layer_name(len(layers))))
+  return {**rest, LAYERS: jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+
+
+def as_read_fastest(params: PyTree) -> PyTree:
+  """With layers apart on CPUs where they are large; else as they are.
+
+  What a CPU slices out of a stack it copies.
+  """
+  if LAYERS not in params or platform() != 'cpu':
+    return params
+  leaves = jax.tree.leaves(params[LAYERS])
+  size = sum(x.size * x.dtype.itemsize for x in leaves)
+  return params if size < _LARGE else unstack(params)
