@@ -25,7 +25,12 @@ def layer_name(i: int) -> str:
 
 
 def unstack(params: PyTree) -> PyTree:
-  """With an array for each layer; boxes are kept, less the axis of layers."""
+  """With an array for each layer; boxes are kept, less the axis of layers.
+
+  What has no stack stays as it is.
+  """
+  if LAYERS not in params:
+    return params
   rest = dict(params)
   stacked = rest.pop(LAYERS)
   axis = {nn.PARTITION_NAME: LAYERS}
@@ -50,8 +55,8 @@ def as_read_fastest(params: PyTree) -> PyTree:
 
   What a CPU slices out of a stack it copies.
   """
-  if LAYERS not in params or platform() != 'cpu':
-    return params
-  leaves = jax.tree.leaves(params[LAYERS])
+  leaves = jax.tree.leaves(params.get(LAYERS))
   size = sum(x.size * x.dtype.itemsize for x in leaves)
-  return params if size < _LARGE else unstack(params)
+  if platform() != 'cpu' or size < _LARGE:
+    return params
+  return unstack(params)

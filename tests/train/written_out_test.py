@@ -92,7 +92,7 @@ def test_a_run_starts_from_resumes_and_exports_stacked_layers(
   make = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
   monkeypatch.setattr(sharding, 'make_mesh', make)
 
-  def run(workdir, steps, **fields):
+  def run(workdir, steps, start='start', **fields):
     config = scar_config(
       **PLAIN | dict(model__scan=False, optim__schedule='constant') | fields,
       data__source='jsonl',
@@ -106,7 +106,7 @@ def test_a_run_starts_from_resumes_and_exports_stacked_layers(
       train__picture_every=0,
       optim__warmup_steps=0,
     )
-    config = dataclasses.replace(config, init_from=str(tmp_path / 'start'))
+    config = dataclasses.replace(config, init_from=str(tmp_path / start))
     train(config, tmp_path / workdir)
     return load_artifact(tmp_path / workdir / 'artifact').params
 
@@ -125,6 +125,8 @@ def test_a_run_starts_from_resumes_and_exports_stacked_layers(
   jax.tree.map(np.testing.assert_array_equal, halves, whole)
   with pytest.raises(CheckpointError, match=r'model\.scan'):
     run('halves', 5, model__scan=True)
+  with pytest.raises(ValueError, match='missing decoder/layer_0/attn'):
+    run('other', 1, start='tokenizer')
 
 
 def test_taking_apart_keeps_what_is_not_a_layer():

@@ -173,8 +173,13 @@ class ScarTask:
     return {**fresh, 'params': self.as_trained(start)}
 
   def as_trained(self, params: PyTree) -> PyTree:
-    """Parameters of an artifact in the layout of this run."""
-    return params if self.editor.model.decoder.scan else layers_apart(params)
+    """Parameters of an artifact in the layout of this run.
+
+    Those of another kind of model stay as they are, for `start_from` to refuse.
+    """
+    if self.editor.model.decoder.scan or 'decoder' not in params:
+      return params
+    return layers_apart(params)
 
   def networks(self, batch: Batch) -> tuple[Parts, Scar]:
     """The networks for pictures of the shape of a batch.
