@@ -159,7 +159,7 @@ class Editor:
       part = cfg.retyped(name, load_artifact(place, kind=name, mesh=mesh))
       configs[name], frozen[name] = part.config, part.params
       if name == 'encoder':
-        frozen[name] = jax.jit(encoder_params)(part.params)
+        frozen[name] = encoder_params(part.params)
     params = model.params
     if dtype or weights:
       params = precision.smaller(cfg.model, params, weights)

@@ -9,6 +9,7 @@ from scar_jax.artifacts import find_part
 from scar_jax.data.transforms import unletterbox
 from scar_jax.editor import Editor
 from scar_jax.editor_inputs import control_map
+from scar_jax.models import unstacked
 
 
 @pytest.fixture(scope='module')
@@ -57,6 +58,17 @@ def test_a_request_depends_on_nothing_but_itself(editor):
   assert _same(alone, together[2])
   counted = editor(pictures, prompts, seed=5)
   assert all(_same(a, b) for a, b in zip(together, counted, strict=True))
+
+
+def test_layers_read_apart_give_the_same_pictures(editor, work, monkeypatch):
+  monkeypatch.setattr(unstacked, '_LARGE', 0)  # all are large
+  apart = Editor.load(work / 'scar_run')
+  _, _, frozen = apart.networks
+  assert 'layer_0' in frozen['encoder']['network']
+  pictures = [_picture(8, 8, i) for i in range(2)]
+  made = apart(pictures, 'make it red', seed=3)
+  want = editor(pictures, 'make it red', seed=3)
+  assert all(_same(a, b) for a, b in zip(made, want, strict=True))
 
 
 def test_few_programs_serve_every_count_size_and_strength(editor):
