@@ -1,10 +1,13 @@
 """Tiny frozen networks and a config around them: task and editor tests."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scar_cases import noisy
 
+from scar_jax import sharding
 from scar_jax.artifacts import Artifact, save_artifact
 from scar_jax.config import check, default_config
 from scar_jax.models.encoders.semantic import EncoderConfig, SemanticEncoder
@@ -74,6 +77,16 @@ def scar_batch(count=2, seed=0):
     'text_mask': jnp.ones((count, 4), bool),
     'valid': jnp.ones(count, bool),
   }
+
+
+def one_device(patch):
+  """Meshes of one device: on eight emulated ones all takes many times as long.
+
+  Args:
+    patch: pytest's `monkeypatch`, or a `MonkeyPatch` of another scope.
+  """
+  make = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+  patch.setattr(sharding, 'make_mesh', make)
 
 
 def finished_runs(runs, order='raster', **fields):

@@ -1,7 +1,6 @@
 """Training on pictures of several shapes, and editing in them."""
 
 import dataclasses
-import functools
 import json
 import shutil
 
@@ -10,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from scar_setup import frozen_artifacts, scar_batch, scar_config
+from scar_setup import frozen_artifacts, one_device, scar_batch, scar_config
 from toy import ToyConfig, ToyTask
 
-from scar_jax import editor_inputs, sharding
+from scar_jax import editor_inputs
 from scar_jax.artifacts import save_artifact
 from scar_jax.data import buckets
 from scar_jax.editor import Editor
@@ -129,9 +128,7 @@ def test_a_model_of_several_shapes_edits_in_them(tmp_path, monkeypatch):
     save_artifact(tmp_path / name, name, part.config, part.params)
   _data(tmp_path, SHAPES[1:] * 5)
   seen = _noted(monkeypatch)
-  # Programs for one device compile in less time.
-  make = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
-  monkeypatch.setattr(sharding, 'make_mesh', make)
+  one_device(monkeypatch)
   named = {
     f'{name}__artifact': str(tmp_path / name)
     for name in ('tokenizer', 'encoder')

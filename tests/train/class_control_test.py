@@ -1,16 +1,20 @@
 """A class and a control map together, from records to pictures."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scar_cases import noisy
-from scar_setup import SIZE, frozen_artifacts, scar_batch, scar_config
+from scar_setup import (
+  SIZE,
+  frozen_artifacts,
+  one_device,
+  scar_batch,
+  scar_config,
+)
 
-from scar_jax import sharding
 from scar_jax.artifacts import save_artifact
 from scar_jax.data.controls import Controlled
 from scar_jax.data.pipeline import make_loader
@@ -151,10 +155,8 @@ def test_training_from_records_makes_an_editor(made, tmp_path):
   loader = make_loader(
     Controlled(Photos(), ('canny',)), None, 8, SIZE, classes=CLASSES
   )
-  one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch:
-    # Eight emulated devices take many times as long.
-    patch.setattr(sharding, 'make_mesh', one)
+    one_device(patch)
     summary = train(config, tmp_path / 'run', loader=loader)
   assert summary['steps'] == 2
   [picture] = Editor.load(tmp_path / 'run')(_picture(0, 12), labels=2)

@@ -1,16 +1,20 @@
 """The whole path of the scale order: task, trainer, artifact, editor."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scar_cases import noisy
-from scar_setup import SIZE, frozen_artifacts, scar_batch, scar_config
+from scar_setup import (
+  SIZE,
+  frozen_artifacts,
+  one_device,
+  scar_batch,
+  scar_config,
+)
 
-from scar_jax import sharding
 from scar_jax.artifacts import save_artifact
 from scar_jax.data.text import make_text
 from scar_jax.data.transforms import to_float
@@ -92,10 +96,8 @@ def run(artifacts, tmp_path_factory):
     train__save_every=150,
     train__picture_every=150,
   )
-  one = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch:
-    # Eight emulated devices take many times as long.
-    patch.setattr(sharding, 'make_mesh', one)
+    one_device(patch)
     summary = train(config, root / 'run', loader=Same(batch))
   work = root / 'run'
   # One size of batch: a program for each setting and no more.

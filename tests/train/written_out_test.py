@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from scar_cases import noisy
-from scar_setup import frozen_artifacts, scar_batch, scar_config
+from scar_setup import frozen_artifacts, one_device, scar_batch, scar_config
 
-from scar_jax import sharding
 from scar_jax.artifacts import load_artifact, save_artifact
 from scar_jax.models.stack import layers_apart, layers_stacked
 from scar_jax.sharding import unbox
@@ -89,8 +88,7 @@ def test_a_run_starts_from_resumes_and_exports_stacked_layers(
   line = {'source': 'a.png', 'target': 'a.png', 'instruction': 'keep it'}
   Image.linear_gradient('L').save(tmp_path / 'a.png')
   (tmp_path / 'train.jsonl').write_text(json.dumps(line))
-  make = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
-  monkeypatch.setattr(sharding, 'make_mesh', make)
+  one_device(monkeypatch)
 
   def run(workdir, steps, start='start', **fields):
     config = scar_config(
