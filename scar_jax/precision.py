@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scar_jax.models.conditions import empty_conditions
-from scar_jax.models.layers import Dense
+from scar_jax.models.layers import INT8, INT8_SCALE, Dense
 from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.orders.scale import blank
@@ -84,19 +84,19 @@ def smaller(cfg: ScarConfig, params: PyTree, weights: str = '') -> PyTree:
   Args:
     cfg: of the model.
     params: of the model.
-    weights: 'int8' gives every kernel the type int8 and a `kernel_scale` in
-      float32 for each output channel of each layer.
+    weights: 'int8' gives, in place of every kernel, `kernel_int8` with outputs
+      first (of few rows CPUs multiply it a fifth faster so) and in float32 a
+      `kernel_scale` for each output channel of each layer.
   """
   params = jax.tree.map(lambda x: x, params)  # containers of our own
   for kernel in _kernels(cfg):
     place = params
     for name in kernel.path:
       place = place[name]
-    value = place['kernel']
     if weights == 'int8':
-      place['kernel'], place['kernel_scale'] = _rounded(value, kernel)
+      place[INT8], place[INT8_SCALE] = _rounded(place.pop('kernel'), kernel)
     else:
-      place['kernel'] = value.astype(kernel.dtype)
+      place['kernel'] = place['kernel'].astype(kernel.dtype)
   return params
 
 
@@ -109,7 +109,9 @@ def _rounded(
   axes = tuple(range(end - kernel.inputs, end))
   largest = jnp.max(jnp.abs(value.astype(jnp.float32)), axes, keepdims=True)
   scale = jnp.where(largest > 0, largest / 127, 1.0)
-  return jnp.round(value / scale).astype(jnp.int8), jnp.squeeze(scale, axes)
+  small = jnp.round(value / scale).astype(jnp.int8)
+  small = jnp.moveaxis(small, axes, range(-kernel.inputs, 0))
+  return small, jnp.squeeze(scale, axes)
 
 
 def _kernels(cfg: ScarConfig) -> list[_Kernel]:

@@ -25,8 +25,8 @@ from scar_jax.filters import (
   probabilities,
   ramp_weights,
 )
-from scar_jax.models.attention import KVCache
 from scar_jax.models.blocks import Modulation
+from scar_jax.models.cache import KVCache, joined
 from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
 from scar_jax.models.stack import taken_apart
@@ -242,9 +242,8 @@ class Loop:
     assert used is not None
     if opens:
       used += (last - first) * size
-    cache = carry.cache.replace(used=used - size)
-
-    variables = taken_apart(self.variables)
+    whole = carry.cache.replace(used=used - size)
+    variables, cache = taken_apart(self.variables, whole, used)
 
     def body(carry: Carry, x: Any) -> tuple[Carry, Any]:
       k, start, weight = x
@@ -253,7 +252,8 @@ class Loop:
       return new, (log if self.trace else None)
 
     carry, log = jax.lax.scan(body, carry.replace(cache=cache), xs)
-    carry = carry.replace(cache=carry.cache.replace(used=used))
+    cache = joined(carry.cache, whole).replace(used=used)
+    carry = carry.replace(cache=cache)
     return carry, jax.tree.map(_steps_in_a_row, log) if self.trace else None
 
   def xs(self, piece: Piece) -> tuple[Array, Array, Array]:

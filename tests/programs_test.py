@@ -65,11 +65,14 @@ def test_int8_weights_are_near_and_a_quarter_of_the_size(run, plain, logits):
     old, new = plain._params, small._params
     for name in kernel.path:
       old, new = old[name], new[name]
-    assert new['kernel'].dtype == np.int8
-    scale = new['kernel_scale']
-    at = old['kernel'].ndim - kernel.outputs - kernel.inputs
-    back = new['kernel'] * np.expand_dims(
-      scale, tuple(range(at, at + kernel.inputs))
+    assert 'kernel' not in new
+    assert new['kernel_int8'].dtype == np.int8
+    at = new['kernel_int8'].ndim - kernel.inputs  # inputs are last
+    scale = new['kernel_scale'][(...,) + (None,) * kernel.inputs]
+    back = np.moveaxis(
+      np.asarray(new['kernel_int8'] * scale),
+      range(at, at + kernel.inputs),
+      range(at - kernel.outputs, at - kernel.outputs + kernel.inputs),
     )
     error = np.abs(back - old['kernel'])
     assert error.max() <= np.max(scale) / 2 + 1e-6

@@ -9,6 +9,7 @@ from scar_cases import (
 
 from scar_jax.filters import SamplerConfig
 from scar_jax.models import stack, unstacked
+from scar_jax.models.cache import empty_cache
 from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
 from scar_jax.models.text_embedder import TextCondition
@@ -50,19 +51,27 @@ def test_cached_logits_are_the_teacher_forced_ones(tiny, mode):
 
 def test_layers_taken_apart_give_the_same(tiny, monkeypatch):
   model, variables, cond = tiny
-  # Too small to matter.
-  assert 'layers' in stack.taken_apart(variables)['params']['decoder']
+  cache = empty_cache(1, 2, 6, 3, 4, 'float32')
+
+  def taken():
+    params, held = stack.taken_apart(variables, cache, 5)
+    assert ('layers' in params['params']['decoder']) == (held is cache)
+    return held
+
+  assert taken() is cache  # too small to matter
   settings = SamplerConfig(guidance=2.5)
   want = Sampler(model, settings).run(variables, cond, [5, 6, 7], trace=True)
   monkeypatch.setattr(unstacked, '_LARGE', 0)
-  apart = stack.taken_apart(variables)['params']['decoder']
-  assert 'layer_1' in apart
-  assert 'layers' not in apart
-  out = Sampler(model, settings).run(variables, cond, [5, 6, 7], trace=True)
+  assert [x.shape for x in taken().k] == [(2, 3, 5, 4)]
+  sampler = Sampler(model, settings)
+  out = sampler.run(variables, cond, [5, 6, 7], trace=True)
   np.testing.assert_array_equal(out.tokens, want.tokens)
   np.testing.assert_allclose(out.raw, want.raw, rtol=1e-5, atol=1e-5)
+  # Piece by piece the cache is put together in between.
+  [*_, grown] = sampler.stream(variables, cond, [5, 6, 7])
+  np.testing.assert_array_equal(grown.tokens, want.tokens)
   monkeypatch.setattr(unstacked, 'platform', lambda: 'tpu')
-  assert 'layers' in stack.taken_apart(variables)['params']['decoder']
+  assert taken() is cache
 
 
 def test_cached_logits_with_hidden_padding_on_either_side():

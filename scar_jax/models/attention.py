@@ -1,9 +1,8 @@
-"""Attention under a bool mask, the choice of a backend, the key-value cache.
+"""Attention under a bool mask, and the choice of a backend.
 
-In: q, k, v `[B, L, H, K]` and a bool mask `[B or 1, Lq, S]` from
-`orders.layout.set_mask`. Out: `[B, Lq, H, K]`. The cache carries set ids, so
-one rule masks training, prefill and decode (method 1.3, 9.1). Whole sequences
-may go through `kernels.py` instead; `choose_backend` says when.
+In: q, k, v `[B, L, H, K]`, or keys and values as `cache.py` has them, and a
+bool mask `[B or 1, Lq, S]` from `orders.layout.set_mask`. Out: `[B, Lq, H, K]`.
+Whole sequences may go through `kernels.py` instead; `choose_backend` says when.
 """
 
 import functools
@@ -12,151 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from scar_jax.orders.layout import set_mask
-from scar_jax.sharding import logical_spec, platform
+from scar_jax.sharding import platform
 
 BACKENDS = ('auto', 'xla', 'splash', 'cudnn')
-# Larger than any set id: nothing may attend to a slot that holds it.
-UNWRITTEN = np.iinfo(np.int32).max
-
-
-@struct.dataclass
-class KVCache:
-  """Keys and values of all layers, with what the mask needs.
-
-  Attributes:
-    k: [layers, B, H, K, S], after RoPE (or normalisation). Slots come last:
-      TPUs fill the last axis up to 128, and K is mostly 64.
-    v: [layers, B, H, K, S].
-    set_ids: int32 [S]; slots not written yet hold `UNWRITTEN`.
-    valid: bool [B, S], False at masked padding.
-    length: int32, slots written.
-    used: static bound on `length`, beyond which no slot is read; None reads
-      all.
-    memory: of `inject.Injector`, batch first; None where a prefix is used.
-  """
-
-  k: Float[Array, 'N B H K S']
-  v: Float[Array, 'N B H K S']
-  set_ids: Int[Array, ' S']
-  valid: Bool[Array, 'B S']
-  length: Int[Array, '']
-  used: int | None = struct.field(pytree_node=False, default=None)
-  memory: Any = None
-
-
-def empty_cache(
-  layers: int, batch: int, size: int, heads: int, head_dim: int, dtype: str
-) -> KVCache:
-  """A cache of `size` slots, none written."""
-  shape = (layers, batch, heads, head_dim, size)
-  return KVCache(
-    k=jnp.zeros(shape, dtype),
-    v=jnp.zeros(shape, dtype),
-    set_ids=jnp.full((size,), UNWRITTEN, jnp.int32),
-    valid=jnp.ones((batch, size), bool),
-    length=jnp.zeros((), jnp.int32),
-  )
-
-
-def repeat_rows(cache: KVCache, count: int) -> KVCache:
-  """The rows of a cache, the batch `count` times over."""
-  if count == 1:
-    return cache
-  return cache.replace(
-    k=jnp.concatenate([cache.k] * count, axis=1),
-    v=jnp.concatenate([cache.v] * count, axis=1),
-    valid=jnp.concatenate([cache.valid] * count),
-  )
-
-
-def cache_mask(
-  cache: KVCache,
-  set_ids: Int[Array, ' L'],
-  key_valid: Bool[Array, 'B L'] | None,
-) -> tuple[Bool[Array, 'B L used'], KVCache]:
-  """Mask of L new positions over used slots, and the cache's bookkeeping.
-
-  The new positions take the slots `cache.length ...`; their keys and values
-  are written by the layers. Going past the last slot is the caller's mistake
-  and cannot be seen under jit when the length is traced.
-
-  Raises:
-    ValueError: more new positions than slots.
-  """
-  count, size = len(set_ids), cache.set_ids.shape[0]
-  if count > size:
-    raise ValueError(
-      f'{count} new positions do not fit a cache of {size} slots; '
-      'accepted: a cache as long as the sequence (make_cache size)'
-    )
-  at = cache.length
-  ids = jax.lax.dynamic_update_slice_in_dim(
-    cache.set_ids, jnp.asarray(set_ids, jnp.int32), at, axis=0
-  )
-  valid = cache.valid
-  if key_valid is not None:
-    valid = jax.lax.dynamic_update_slice_in_dim(valid, key_valid, at, axis=1)
-  used = None if cache.used is None else min(cache.used + count, size)
-  mask = set_mask(set_ids, ids[:used], valid[:, :used], at)
-  return mask, cache.replace(
-    set_ids=ids, valid=valid, length=at + count, used=used
-  )
-
-
-def _slots_last(cache_kv: jax.Array) -> jax.Array:
-  """Keeps the axes in this order in memory; compilers for TPUs may put K last.
-
-  Tiles are 128 wide there, so heads of 64 channels would take, and every step
-  read, twice as much.
-  """
-  if platform() != 'tpu':
-    return cache_kv
-  keep = functools.partial(
-    with_layout_constraint, layouts=Layout(tuple(range(cache_kv.ndim)))
-  )
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return keep(cache_kv)
-  # Of each device's own part: left alone, all parts are brought together.
-  axes = (None, 'batch', 'act_heads', 'head_dim', None)
-  spec = logical_spec(axes, cache_kv.shape, dict(mesh.shape))
-  return jax.shard_map(keep, in_specs=(spec,), out_specs=spec)(cache_kv)
-
-
-def write_layer(
-  cache_kv: Float[Array, 'N B H K S'],
-  new: Float[Array, 'B L H K'],
-  layer: Int[Array, ''],
-  at: Int[Array, ''],
-  used: int | None = None,
-) -> tuple[Float[Array, 'N B H K S'], Float[Array, 'B H K used']]:
-  """Writes one layer's new keys (or values), returns those in use.
-
-  Args:
-    cache_kv: of all layers.
-    new: keys or values of L positions.
-    layer: to write.
-    at: first slot to write.
-    used: slots in use, the new ones last; None is all there are. L says that
-      `at` is 0.
-  """
-  new = new.astype(cache_kv.dtype).transpose(0, 2, 3, 1)
-  cache_kv = jax.lax.dynamic_update_slice(
-    cache_kv, new[None], (layer, 0, 0, 0, at)
-  )
-  cache_kv = _slots_last(cache_kv)
-  if used == new.shape[-1]:  # to read them back, CPUs copy the cache
-    return cache_kv, new
-  # One slice, not a slice of a slice: TPUs then read it where it lies.
-  _, *rest, slots = cache_kv.shape
-  sizes = (1, *rest, slots if used is None else used)
-  one = jax.lax.dynamic_slice(cache_kv, (layer, 0, 0, 0, 0), sizes)
-  return cache_kv, one[0]
 
 
 def attend(

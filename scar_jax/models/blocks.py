@@ -16,7 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 from scar_jax.models import layers as nl
-from scar_jax.models.attention import attend, attend_slots, write_layer
+from scar_jax.models.attention import attend, attend_slots
+from scar_jax.models.cache import read_layer, write_layer
 from scar_jax.models.inject import Injection
 from scar_jax.models.remat import ATTENTION, LAYER_INPUT
 from scar_jax.sharding import annotated, constrain, platform
@@ -45,6 +46,7 @@ class Shared(NamedTuple):
     early: bool [L], positions that read the first of two; or None.
     inject: the condition of a model without a prefix, or None.
     ada: in place of `cond`, what the layers make of it: [B, layers, 6, D].
+    past: cached k and v that no layer writes: see `cache.read_layer`; or None.
   """
 
   mask: Array | None
@@ -55,6 +57,7 @@ class Shared(NamedTuple):
   early: Array | None = None
   inject: Injection | None = None
   ada: Array | None = None
+  past: tuple[Array, Array] | None = None
 
 
 class Modulation(NamedTuple):
@@ -72,11 +75,14 @@ class Modulation(NamedTuple):
 
 
 class Carry(NamedTuple):
-  """What goes from layer to layer: residual stream, cached k and v."""
+  """What goes from layer to layer: residual stream, cached k and v.
+
+  With a past each layer has k and v of the new positions instead.
+  """
 
   x: Array
-  k: Array | None
-  v: Array | None
+  k: Any
+  v: Any
 
 
 def scaled(init: Any, *factors: tuple[slice, float]) -> Any:
@@ -155,9 +161,11 @@ class Attention(nn.Module):
     k = constrain(k, 'batch', 'length', 'act_heads', 'head_dim')
     v = constrain(v, 'batch', 'length', 'act_heads', 'head_dim')
     if shared.at is not None:
-      used = shared.mask.shape[-1]
-      k_all, k = write_layer(carry.k, k, layer, shared.at, used)
-      v_all, v = write_layer(carry.v, v, layer, shared.at, used)
+      place = layer, shared.at, shared.mask.shape[-1]
+      put = read_layer if shared.past else write_layer
+      held_k, held_v = shared.past or (carry.k, carry.v)
+      k_all, k = put(held_k, k, *place)
+      v_all, v = put(held_v, v, *place)
       carry = carry._replace(k=k_all, v=v_all)
       out = attend_slots(q, k, v, shared.mask, scale, queries_at_once())
     else:
@@ -192,6 +200,13 @@ def _entering(carry: Carry, layer: Array, shared: Shared) -> Carry:
   return carry._replace(x=x)
 
 
+def _leaving(carry: Carry, shared: Shared) -> tuple[Carry, Any]:
+  """What goes to the next layer; with a past, this one's k and v apart."""
+  if shared.past is None:
+    return carry, None
+  return Carry(carry.x, None, None), (carry.k, carry.v)
+
+
 class LlamaBlock(nn.Module):
   """x + Attn(RMSNorm x), then + SwiGLU(RMSNorm x)."""
 
@@ -202,8 +217,8 @@ class LlamaBlock(nn.Module):
   @nn.compact
   def __call__(
     self, carry: Carry, layer: Array, path_rate: Array, shared: Shared
-  ) -> tuple[Carry, None]:
-    """One layer; the None is `nn.scan`'s stacked output."""
+  ) -> tuple[Carry, Any]:
+    """One layer; what `nn.scan` stacks is of `_leaving`."""
     cfg = self.cfg
     keys = _keys(self, cfg)
     carry = _entering(carry, layer, shared)
@@ -218,7 +233,7 @@ class LlamaBlock(nn.Module):
     )(normed)
     x = _add(cfg, x, h, cfg.ffn_dropout, path_rate, keys[3], keys[4])
     self.sow('intermediates', 'block', x)
-    return carry._replace(x=x), None
+    return _leaving(carry._replace(x=x), shared)
 
 
 class AdaLNBlock(nn.Module):
@@ -231,8 +246,8 @@ class AdaLNBlock(nn.Module):
   @nn.compact
   def __call__(
     self, carry: Carry, layer: Array, path_rate: Array, shared: Shared
-  ) -> tuple[Carry, None]:
-    """One layer; the None is `nn.scan`'s stacked output."""
+  ) -> tuple[Carry, Any]:
+    """One layer; what `nn.scan` stacks is of `_leaving`."""
     cfg, width = self.cfg, self.cfg.width
     std = ada_std(width)
     keys = _keys(self, cfg)
@@ -276,7 +291,7 @@ class AdaLNBlock(nn.Module):
     h = gate2 * nl.dropout(h, cfg.ffn_dropout, keys[3])
     x = _add(cfg, x, h, 0.0, path_rate, None, keys[4])
     self.sow('intermediates', 'block', x)
-    return carry._replace(x=x), None
+    return _leaving(carry._replace(x=x), shared)
 
 
 def _ada_dense(cfg: Any, **where: Any) -> nl.Dense:

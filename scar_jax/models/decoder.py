@@ -15,13 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.models import layers as nl
-from scar_jax.models.attention import (
-  BACKENDS,
-  KVCache,
-  cache_mask,
-  choose_backend,
-  empty_cache,
-)
+from scar_jax.models.attention import BACKENDS, choose_backend
 from scar_jax.models.blocks import (
   Carry,
   Modulation,
@@ -30,6 +24,7 @@ from scar_jax.models.blocks import (
   ada_std,
   by_position,
 )
+from scar_jax.models.cache import KVCache, cache_mask, empty_cache
 from scar_jax.models.inject import Injection
 from scar_jax.models.remat import REMAT
 from scar_jax.models.stack import run_layers

@@ -23,6 +23,8 @@ from scar_jax.sharding import (
 )
 
 Init = Callable[..., Any]
+# Parameters of a `Dense` whose kernel is in int8, and what it is times that.
+INT8, INT8_SCALE = 'kernel_int8', 'kernel_scale'
 
 
 class RMSNorm(nn.Module):
@@ -80,14 +82,15 @@ class Dense(nn.Module):
   def __call__(self, x: Float[Array, '...']) -> Any:
     """[*B, *in] -> [*B, *features]."""
     shape = (*x.shape[x.ndim - self.in_dims :], *self.features)
-    kernel = self.param(
-      'kernel', annotated(self.kernel_init, *self.axes), shape
-    )
     scale = bias = None
-    if self.has_variable('params', 'kernel_scale'):
-      # Of a kernel in int8 (`precision.py`): one for each output channel, so
-      # that it may follow the matmul.
-      scale = self.get_variable('params', 'kernel_scale')
+    if self.has_variable('params', INT8):
+      # In place of the kernel, outputs first; see `precision.py`.
+      kernel = self.get_variable('params', INT8)
+      scale = self.get_variable('params', INT8_SCALE)
+    else:
+      kernel = self.param(
+        'kernel', annotated(self.kernel_init, *self.axes), shape
+      )
     if self.use_bias:
       zeros = annotated(nn.initializers.zeros, *self.axes[self.in_dims :])
       bias = self.param('bias', zeros, self.features)
@@ -103,11 +106,11 @@ class Dense(nn.Module):
         jnp.squeeze(part, axis)
         for part in jnp.split(whole, self.features[0], axis)
       )
-    inputs = (slice(None),) * self.in_dims
+    before = () if scale is not None else (slice(None),) * self.in_dims
     return tuple(
       self._product(
         x,
-        kernel[(*inputs, i)],
+        kernel[(*before, i)],
         None if scale is None else scale[i],
         None if bias is None else bias[i],
       )
@@ -115,23 +118,53 @@ class Dense(nn.Module):
     )
 
   def _product(self, x, kernel, scale, bias) -> Any:
-    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    x, cpu = x.astype(self.dtype), platform() == 'cpu'
     same = self.out_dtype in (None, self.dtype)
-    if same and platform() == 'cpu':
-      x = _cpu_product(x, kernel, self.in_dims)
+    if scale is not None:
+      x = _int8_product(x, kernel, self.in_dims, self.out_dtype or self.dtype)
+      # One for each output channel, so that it may follow the matmul.
+      x = x * scale.astype(x.dtype)
+    elif same and cpu:
+      x = _cpu_product(x, kernel.astype(self.dtype), self.in_dims)
     else:
-      x = _dot(x, kernel, self.in_dims, self.out_dtype)
-    x = x if scale is None else x * scale.astype(x.dtype)
+      x = _dot(x, kernel.astype(self.dtype), self.in_dims, self.out_dtype)
     return x if bias is None else x + bias.astype(x.dtype)
 
 
 def _dot(
-  x: jax.Array, kernel: jax.Array, in_dims: int, dtype: Any = None
+  x: jax.Array,
+  kernel: jax.Array,
+  in_dims: int,
+  dtype: Any = None,
+  first: int = 0,
 ) -> jax.Array:
-  summed = tuple(range(x.ndim - in_dims, x.ndim)), tuple(range(in_dims))
+  """Sums over the last axes of `x` and those of `kernel` from `first` on."""
+  summed = tuple(range(x.ndim - in_dims, x.ndim))
+  of_kernel = tuple(range(first, first + in_dims))
   return jax.lax.dot_general(
-    x, kernel, (summed, ((), ())), preferred_element_type=dtype
+    x, kernel, ((summed, of_kernel), ((), ())), preferred_element_type=dtype
   )
+
+
+def _int8_product(
+  x: jax.Array, kernel: jax.Array, in_dims: int, dtype: Any
+) -> jax.Array:
+  """`_dot` with a kernel [*outputs, *inputs] in int8, less its scale.
+
+  On CPUs each row of `x` is rounded to int8 too: they would write the kernel
+  out in float32 before they multiply, or hold it so throughout a loop.
+  """
+  first = kernel.ndim - in_dims
+  if platform() != 'cpu':
+    return _dot(x, kernel.astype(x.dtype), in_dims, dtype, first)
+  # Of matrices: with more axes the kernel would be transposed before.
+  size = math.prod(kernel.shape[first:])
+  rows = x.astype(jnp.float32).reshape(-1, size)
+  scale = jnp.max(jnp.abs(rows), -1, keepdims=True) / 127
+  small = jnp.round(rows / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8)
+  out = _dot(small, kernel.reshape(-1, size), 1, jnp.int32, 1)
+  out = (out.astype(jnp.float32) * scale).astype(dtype)
+  return out.reshape(*x.shape[: x.ndim - in_dims], *kernel.shape[:first])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from scar_jax.models.attention import KVCache, repeat_rows
+from scar_jax.models.cache import KVCache, repeat_rows
 from scar_jax.models.conditions import Conditions, dropped, given
 from scar_jax.models.decoder import Modulation, SetDecoder, make_cache
 from scar_jax.models.inject import Injection, Injector, read_by

@@ -1,4 +1,4 @@
-"""The attention call against numpy, and the cache's bookkeeping."""
+"""The attention call against numpy."""
 
 import functools
 
@@ -7,14 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scar_jax.models.attention import (
-  UNWRITTEN,
-  attend,
-  attend_slots,
-  cache_mask,
-  empty_cache,
-  write_layer,
-)
+from scar_jax.models.attention import attend, attend_slots
 
 
 def _qkv(lq=3, s=4):
@@ -123,63 +116,3 @@ def test_attention_dropout_needs_a_key():
   np.testing.assert_array_equal(attend(q, k, v, mask, dropout=0.5), plain)
   dropped = attend(q, k, v, mask, dropout=0.5, rng=jax.random.key(0))
   assert np.abs(dropped - plain).max() > 0.01
-
-
-def test_unwritten_slots_are_never_seen():
-  cache = empty_cache(1, 2, 6, 2, 4, 'float32')
-  assert cache.set_ids.tolist() == [UNWRITTEN] * 6
-  valid = jnp.array([[True, False], [True, True]])
-  mask, cache = cache_mask(cache, jnp.array([0, 0]), valid)
-  assert mask.shape == (2, 2, 6)
-  expected = [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]]
-  assert np.asarray(mask[0], int).tolist() == expected
-  assert np.asarray(mask[1], int).tolist() == [[1, 1, 0, 0, 0, 0]] * 2
-  mask, cache = cache_mask(cache, jnp.array([2, 1]), None)
-  # The masked key stays hidden, set 1 does not see set 2.
-  expected = [[1, 0, 1, 1, 0, 0], [1, 0, 0, 1, 0, 0]]
-  assert np.asarray(mask[0], int).tolist() == expected
-  assert int(cache.length) == 4
-  assert cache.set_ids.tolist() == [0, 0, 2, 1, UNWRITTEN, UNWRITTEN]
-
-
-def test_a_layer_writes_its_own_slots_only():
-  cache = jnp.zeros((3, 1, 1, 1, 4))
-  new = jnp.array([[[[5.0]], [[6.0]]]])
-  cache, layer = write_layer(cache, new, jnp.int32(1), jnp.int32(2))
-  assert layer[0, 0, 0].tolist() == [0, 0, 5, 6]
-  assert cache[:, 0, 0, 0].tolist() == [[0] * 4, [0, 0, 5, 6], [0] * 4]
-
-
-def test_more_positions_than_slots_are_refused():
-  cache = empty_cache(1, 1, 2, 1, 4, 'float32')
-  with pytest.raises(ValueError, match=r'3 new positions .* cache of 2 slots'):
-    cache_mask(cache, jnp.arange(3), None)
-
-
-@pytest.mark.parametrize('used', [3, None])
-def test_a_layer_is_one_slice_of_the_cache(used):
-  # A slice of a slice is a copy of the layer on TPUs, in every step.
-  cache = jnp.arange(2 * 2 * 5 * 1 * 4, dtype=jnp.float32).reshape(
-    2, 2, 1, 4, 5
-  )
-  new = -jnp.ones((2, 1, 1, 4))
-
-  def write(cache, layer, at):
-    return write_layer(cache, new, layer, at, used)
-
-  made, layer = write(cache, jnp.int32(1), jnp.int32(2))
-  np.testing.assert_array_equal(layer, made[1, ..., :used])
-  text = str(jax.make_jaxpr(write)(cache, jnp.int32(1), jnp.int32(2)))
-  assert text.count('dynamic_slice[') == 1
-  assert ' slice[' not in text
-
-
-def test_first_slots_are_not_read_back():
-  new = jnp.arange(24.0).reshape(2, 3, 1, 4)
-  write = functools.partial(write_layer, new=new, used=3)
-  args = jnp.zeros((2, 2, 1, 4, 5)), jnp.int32(1), jnp.int32(0)
-  cache, layer = write(args[0], layer=args[1], at=args[2])
-  np.testing.assert_array_equal(layer, cache[1, ..., :3])
-  np.testing.assert_array_equal(layer, new.transpose(0, 2, 3, 1))
-  text = jax.make_jaxpr(lambda c, n, at: write(c, layer=n, at=at))(*args)
-  assert 'dynamic_slice[' not in str(text)

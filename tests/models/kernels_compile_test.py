@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from jax.experimental import topologies
 
-from scar_jax.models.attention import (
-  attend,
-  attend_slots,
-  empty_cache,
-  write_layer,
-)
+from scar_jax.models.attention import attend, attend_slots
+from scar_jax.models.cache import empty_cache, write_layer
 from scar_jax.models.kernels import splash_attention
 from scar_jax.orders.layout import make_layout, set_mask
 from scar_jax.orders.raster import RasterOrder
