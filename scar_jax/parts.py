@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from scar_jax.filters import SamplerConfig
 from scar_jax.models.conditions import Conditions
+from scar_jax.models.convolutions import each_picture
 from scar_jax.models.encoders.semantic import SemanticEncoder
 from scar_jax.models.encoders.t5 import T5Encoder
 from scar_jax.models.scar_config import ScarConfig
@@ -237,8 +238,9 @@ class Parts:
     self, frozen: Mapping[str, PyTree], images: Float[Array, 'B H W 3']
   ) -> Int[Array, 'B *n']:
     """Token grid of images; the tokens of all scales in the scale order."""
-    params = {'params': frozen['tokenizer']}
-    return self.tokenizer.apply(params, images, method='encode')[0]
+    encode = self._bound(frozen, 'encode')
+    pixels = math.prod(images.shape[1:3])
+    return each_picture(lambda x: encode(x)[0], images, pixels)
 
   def noisy_tokens(
     self,
@@ -247,13 +249,8 @@ class Parts:
     rng: Array,
   ) -> tuple[Int[Array, 'B N'], Int[Array, 'B N']]:
     """Scale order: tokens to predict, and noisy ones to predict them from."""
-    return self.tokenizer.apply(
-      {'params': frozen['tokenizer']},
-      images,
-      self.cfg.model.token_noise,
-      method='encode_noisy',
-      rngs={'noise': rng},
-    )
+    encode = self._bound(frozen, 'encode_noisy')
+    return encode(images, self.cfg.model.token_noise, rngs={'noise': rng})
 
   def accumulate(self, frozen: Mapping[str, PyTree]) -> Accumulate:
     """What sampling asks of the tokenizer, as a pytree; see `Loop`."""
@@ -263,8 +260,11 @@ class Parts:
 
   def codes(self, frozen: Mapping[str, PyTree]) -> Float[Array, 'V C']:
     """The tokenizer's codes, as its decoder reads them."""
+    return self._bound(frozen, 'table')()
+
+  def _bound(self, frozen: Mapping[str, PyTree], method: str) -> Any:
     params = {'params': frozen['tokenizer']}
-    return self.tokenizer.apply(params, method='table')
+    return functools.partial(self.tokenizer.apply, params, method=method)
 
   def images(
     self,
@@ -279,12 +279,13 @@ class Parts:
       tokens: row-major; of all scales in the scale order.
       latent: the sampler's mixture of codes, decoded in place of the tokens.
     """
-    params = {'params': frozen['tokenizer']}
+    grid = self.cfg.model.grid
+    pixels = math.prod(grid) * self.tokenizer.cfg.downsample**2
     if latent is not None:
-      return self.tokenizer.apply(params, latent, method='decode')
+      return each_picture(self._bound(frozen, 'decode'), latent, pixels)
     if self.cfg.model.order != 'scale':
-      tokens = tokens.reshape(tokens.shape[0], *self.cfg.model.grid)
-    return self.tokenizer.apply(params, tokens, method='decode_tokens')
+      tokens = tokens.reshape(-1, *grid)
+    return each_picture(self._bound(frozen, 'decode_tokens'), tokens, pixels)
 
   def conditions(
     self,
