@@ -128,7 +128,8 @@ class Editor:
       batch: most pictures made together; the run's own number by default.
       dtype: of matrix products and cache: 'float32', 'bfloat16', or '' as in
         training; bfloat16 on accelerators and '' on CPUs by default.
-      weights: 'int8' keeps the model's kernels in 8 bits.
+      weights: 'int8' keeps the model's kernels in 8 bits; CPUs then round
+        what they multiply with them to 8 bits too.
       mesh: devices that share a batch; large parameters are split over it.
       cache: folder for traced programs, so that the next process starts
         without tracing; not with a mesh.

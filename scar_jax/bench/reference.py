@@ -3,7 +3,8 @@
 In: checkouts of the references. Out: a row for each work with the seconds of
 both sides, their ratio and the largest difference of their outputs. Weights are
 random and moved by our converter; inputs and cores are the same, float32, on
-the CPU; calls of both sides take turns in one process.
+the CPU; calls of both sides take turns in one process. Only in the works that
+say so our weights are in int8 (`precision.py`), a choice that theirs lacks.
 """
 
 import dataclasses
@@ -52,10 +53,12 @@ WORKS = {
   'dinov2-b/features': Work('dinov2', 'features', 'B'),
   'llamagen-b/train': Work('llamagen', 'train', 'B'),
   'llamagen-b/sample': Work('llamagen', 'sample', 'B'),
+  'llamagen-b/sample-int8': Work('llamagen', 'sample_int8', 'B'),
   'var-d12/train': Work('var', 'train', '12'),
   'var-d12/sample': Work('var', 'sample', '12'),
   'llamagen-l/train': Work('llamagen', 'train', 'L'),
   'llamagen-l/sample': Work('llamagen', 'sample', 'L'),
+  'llamagen-l/sample-int8': Work('llamagen', 'sample_int8', 'L'),
   'var-d16/train': Work('var', 'train', '16'),
   'var-d16/sample': Work('var', 'sample', '16'),
 }

@@ -37,6 +37,7 @@ from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
 from scar_jax.models.tokenizers.vq import VQConfig, VQModel
 from scar_jax.parts import EditorConfig
+from scar_jax.precision import smaller
 from scar_jax.sampling import Sampler
 from scar_jax.train.tasks.scar import ScarTask
 
@@ -94,11 +95,20 @@ def train(checkout: Checkout, size: str, setting: Setting) -> Pair:
   return training_pair(task, params, batch, model.train(), loss, setting)
 
 
-def sample(checkout: Checkout, size: str, setting: Setting) -> Pair:
+def sample_int8(checkout: Checkout, size: str, setting: Setting) -> Pair:
+  """`sample` with our weights in int8; theirs stay float32."""
+  return sample(checkout, size, setting, 'int8')
+
+
+def sample(
+  checkout: Checkout, size: str, setting: Setting, weights: str = ''
+) -> Pair:
   """All tokens of an image through the cache, with guidance."""
   torch = require('torch', 'bench')
   model, found, params = _gpt(checkout, size, setting, dropout=False)
   model.eval()
+  if weights:
+    params = smaller(found.model, params, weights)
   label, _ = _inputs(setting, found.model.decoder.vocab)
   make: Any = Conditions
   run: Any = functools.partial(

@@ -183,7 +183,7 @@ def write_layer(
   size = kv.shape[-1] if used is None else used
   kv = jax.lax.dynamic_update_slice(kv, new[None], (layer, 0, 0, 0, at))
   kv = _slots_last(kv)
-  if size == new.shape[-1]:  # to read them back, CPUs copy the cache
+  if size == new.shape[-1]:  # all there are
     return kv, new
   return kv, _slice_layer(kv, layer, size)
 
