@@ -9,6 +9,7 @@ from scar_setup import frozen_artifacts, scar_batch, scar_config
 
 from scar_jax import config as config_lib
 from scar_jax.filters import SamplerConfig, mixture, ramp_weights
+from scar_jax.models import stack
 from scar_jax.models.conditions import Conditions
 from scar_jax.parts import sampler_config
 from scar_jax.sampling import Sampler
@@ -140,8 +141,13 @@ def test_guidance_ramps_by_default_in_the_scale_order_only():
   np.testing.assert_allclose(weights, [0, 1 / 3, 2 / 3, 1])
 
 
-@pytest.mark.parametrize('places', ['normal', 'sincos', 'rotary'])
-def test_cached_logits_are_those_of_training(places):
+@pytest.mark.parametrize(
+  ('places', 'many'),
+  [('normal', 0), ('sincos', 2**16), ('rotary', 2**16), ('rotary', 0)],
+)
+def test_cached_logits_are_those_of_training(places, many, monkeypatch):
+  # Layers write the cache, or from `many` values on all read it first.
+  monkeypatch.setattr(stack, '_MANY', many)
   task, params, cond = _make(model__places=places, prefix__rope='aligned')
   add = task.parts.accumulate(task.frozen)
   sampler = Sampler(task.model, SamplerConfig(guidance=1.0))
