@@ -2,8 +2,8 @@
 
 In: keys and values of new positions, with their set ids. Out: those of all
 positions in use, and their mask. The cache carries set ids, so one rule masks
-training, prefill and decode (method 1.3, 9.1). Who writes it depends on the
-loop: see `KVCache`.
+training, prefill and decode (method 1.3, 9.1). Each layer writes its part, or
+`stack.py` writes what all have made.
 """
 
 import functools
@@ -21,10 +21,8 @@ from scar_jax.sharding import logical_spec, platform
 
 # Larger than any set id: nothing may attend to a slot that holds it.
 UNWRITTEN = np.iinfo(np.int32).max
-
-
 # Of all layers, or an array for each.
-Slots = Float[Array, 'N B H K S'] | tuple[Float[Array, 'B H K S'], ...]
+Slots = Float[Array, 'N B H K S'] | tuple[Float[Array, 'B H S K'], ...]
 
 
 @struct.dataclass

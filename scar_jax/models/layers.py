@@ -118,13 +118,12 @@ class Dense(nn.Module):
     )
 
   def _product(self, x, kernel, scale, bias) -> Any:
-    x, cpu = x.astype(self.dtype), platform() == 'cpu'
-    same = self.out_dtype in (None, self.dtype)
+    x, out_dtype = x.astype(self.dtype), self.out_dtype or self.dtype
     if scale is not None:
-      x = _int8_product(x, kernel, self.in_dims, self.out_dtype or self.dtype)
+      x = _int8_product(x, kernel, self.in_dims, out_dtype)
       # One for each output channel, so that it may follow the matmul.
       x = x * scale.astype(x.dtype)
-    elif same and cpu:
+    elif out_dtype == self.dtype and platform() == 'cpu':
       x = _cpu_product(x, kernel.astype(self.dtype), self.in_dims)
     else:
       x = _dot(x, kernel.astype(self.dtype), self.in_dims, self.out_dtype)

@@ -184,22 +184,51 @@ def test_products_apart_equal_parts_of_one(monkeypatch, int8):
   params = {k: v.unbox() for k, v in params.items()}
   params['bias'] += jax.random.normal(jax.random.key(2), (3, 2, 4))
   if int8:
-    scale = jax.random.uniform(jax.random.key(3), (3, 2, 4)) + 0.5
-    params |= {'kernel_scale': scale}
+    del params['kernel']
+    params |= _int8_kernel((3, 2, 4), 6)
   apart = nl.Dense((3, 2, 4), axes, use_bias=True, apart=True)
   # A kernel is not taken apart for fewer rows than it has.
   for platform, x, products in (
     ('cpu', rows, 1), ('tpu', rows, 3), ('tpu', rows[:, :3], 3),
     ('tpu', rows[:1], 1),
   ):  # fmt: skip
-    want = whole.apply({'params': params}, x)
     monkeypatch.setattr(nl, 'platform', lambda p=platform: p)
+    want = whole.apply({'params': params}, x)
     call = functools.partial(apart.apply, {'params': params})
     assert str(jax.make_jaxpr(call)(x)).count('dot_general[') == products
     ours = call(x)
     assert isinstance(ours, tuple)
     for i, part in enumerate(ours):
       np.testing.assert_allclose(part, want[:, :, i], atol=1e-5)
+
+
+def _int8_kernel(outputs, *inputs):
+  """Parameters with outputs first."""
+  keys = jax.random.split(jax.random.key(3))
+  kernel = jax.random.randint(keys[0], (*outputs, *inputs), -127, 128, jnp.int8)
+  scale = jax.random.uniform(keys[1], outputs, minval=0.5, maxval=1.5) / 127
+  return {'kernel_int8': kernel, 'kernel_scale': scale}
+
+
+@pytest.mark.parametrize(
+  ('device', 'atol'), [('cpu', 0.03), ('gpu', 1e-5), ('tpu', 1e-5)]
+)
+def test_int8_kernels_multiply_as_what_they_stand_for(
+  device, atol, monkeypatch
+):
+  monkeypatch.setattr(nl, 'platform', lambda: device)
+  params = _int8_kernel((4,), 2, 3)
+  kernel = params['kernel_int8'] * params['kernel_scale'][:, None, None]
+  dense = nl.Dense((4,), (None,) * 3, in_dims=2)
+  # Rows of zeros, and of far different sizes: CPUs round each by itself.
+  rows = jax.random.normal(jax.random.key(0), (5, 2, 3))
+  factors = jnp.array([0.0, 1e-3, 1.0, 10.0, 1e3])[:, None]
+  ours = dense.apply({'params': params}, rows * factors[..., None])
+  want = jnp.einsum('bij,fij->bf', rows, kernel, precision='highest')
+  assert (ours[0] == 0).all()
+  gap = np.abs(ours[1:] / factors[1:] - want[1:])
+  assert gap.max() < atol
+  assert (gap.max() > 1e-4) == (device == 'cpu')
 
 
 def test_the_gradient_of_products_apart_is_put_together_at_once():
