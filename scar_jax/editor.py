@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from scar_jax import editor_inputs, precision
+from scar_jax import compiler, editor_inputs, precision
 from scar_jax.artifacts import find_part, load_artifact
 from scar_jax.data.text import make_text
 from scar_jax.data.transforms import ImageLike
@@ -96,10 +96,15 @@ class Editor:
     self._conditions = jax.jit(
       lambda parts, *args: parts.conditions(*args)[0], static_argnums=0
     )
+    options = compiler.options()
     self._decode = jax.jit(
-      lambda parts, *args: to_uint8(parts.images(*args)), static_argnums=0
+      lambda parts, *args: to_uint8(parts.images(*args)),
+      static_argnums=0,
+      compiler_options=options,
     )
-    self._tokens = jax.jit(Parts.tokens, static_argnums=0)
+    self._tokens = jax.jit(
+      Parts.tokens, static_argnums=0, compiler_options=options
+    )
     kind = cfg.model.text.kind
     self._text = make_text(cfg.text) if kind in ('byte', 't5') else None
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from scar_jax import sharding
+from scar_jax import compiler, sharding
 from scar_jax.config import Config, MeshConfig
 from scar_jax.data import manifest
 from scar_jax.data.badrecords import BadRecord, BadRecords
@@ -107,7 +107,7 @@ class Precompute:
     )
     assert isinstance(loader.plan, Batches)
     self.plan: Batches = loader.plan
-    self._run = jax.jit(self._row_arrays)
+    self._run = jax.jit(self._row_arrays, compiler_options=compiler.options())
     used = {'tokenizer'}
     used |= {'encoder'} if wanted.features else set()
     used |= {'text'} if wanted.text_features else set()

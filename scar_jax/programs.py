@@ -20,6 +20,7 @@ from absl import logging
 from jax import export
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from scar_jax import compiler
 from scar_jax.eval.report import write_atomic
 from scar_jax.filters import SamplerConfig
 from scar_jax.models.conditions import Conditions
@@ -166,11 +167,12 @@ class Programs:
       try:
         kept = export.deserialize(bytearray(path.read_bytes()))
         self.read += 1
-        return jax.jit(kept.call)
+        return jax.jit(kept.call, compiler_options=compiler.options())
       except Exception as error:  # of many kinds, by version of JAX
         logging.warning('%s cannot be used, tracing again: %s', path, error)
     jitted = jax.jit(
-      functools.partial(getattr(self, f'_{step}'), parts, *static)
+      functools.partial(getattr(self, f'_{step}'), parts, *static),
+      compiler_options=compiler.options(),
     )
     self.traced += 1
     if path is None:
@@ -178,7 +180,7 @@ class Programs:
     exported = export.export(jitted)(*args)
     write_atomic(path, lambda file: file.write(exported.serialize()))
     # The exported one, so that its compiled form serves the next process too.
-    return jax.jit(exported.call)
+    return jax.jit(exported.call, compiler_options=compiler.options())
 
 
 def _name(parts: Parts, static: tuple[Any, ...], args: Any) -> str:

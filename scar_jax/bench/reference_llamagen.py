@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scar_jax import compiler
 from scar_jax.artifacts import Artifact
 from scar_jax.bench.torch_side import (
   Checkout,
@@ -154,6 +155,13 @@ def _vq(checkout: Checkout, size: str) -> tuple[Any, VQModel, Any]:
   return model, VQModel(cfg), variables
 
 
+def _jitted(model: VQModel, method: str) -> Any:
+  return jax.jit(
+    functools.partial(model.apply, method=method),
+    compiler_options=compiler.options(),
+  )
+
+
 def encode(checkout: Checkout, size: str, setting: Setting) -> Pair:
   """Images to codes."""
   model, ours, variables = _vq(checkout, size)
@@ -161,7 +169,7 @@ def encode(checkout: Checkout, size: str, setting: Setting) -> Pair:
   rng = np.random.default_rng(0)
   images = rng.uniform(-1, 1, (setting.batch, 3, side, side))
   images = images.astype(np.float32)
-  apply = jax.jit(functools.partial(ours.apply, method='encode'))
+  apply = _jitted(ours, 'encode')
   run = functools.partial(apply, variables, jnp.asarray(nhwc(images)))
   given = to_torch(images)
 
@@ -186,7 +194,7 @@ def decode(checkout: Checkout, size: str, setting: Setting) -> Pair:
   model, ours, variables = _vq(checkout, size)
   _, tokens = _inputs(setting, ours.cfg.codes)
   grid = (setting.batch, setting.grid, setting.grid)
-  apply = jax.jit(functools.partial(ours.apply, method='decode_tokens'))
+  apply = _jitted(ours, 'decode_tokens')
   run = functools.partial(apply, variables, jnp.asarray(tokens.reshape(grid)))
   shape = (setting.batch, ours.cfg.code_dim, setting.grid, setting.grid)
   args = (to_torch(tokens), shape)

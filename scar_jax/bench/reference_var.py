@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scar_jax import compiler
 from scar_jax.artifacts import Artifact
 from scar_jax.bench.torch_side import (
   Checkout,
@@ -137,7 +138,7 @@ def sample(checkout: Checkout, size: str, setting: Setting) -> Pair:
   parts = Parts(both.editor, {'tokenizer': both.tokenizer.config})
   make: Any = Conditions
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=compiler.options())
   def program(params, frozen, label, seeds, scales) -> Any:
     made = generate(
       scar,

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scar_jax import compiler
 from scar_jax.config import OptimConfig
 from scar_jax.extras import require
 from scar_jax.models.scar_config import ScarConfig
@@ -268,7 +269,11 @@ class _OurSteps:
     params = task.as_trained(params)
     tx = make_optimizer(optim, _STEPS, boxed['params'])
     self._batch, self._frozen = batch, dict(task.frozen)
-    self._step = jax.jit(make_step(task, tx, optim, _STEPS), donate_argnums=0)
+    self._step = jax.jit(
+      make_step(task, tx, optim, _STEPS),
+      donate_argnums=0,
+      compiler_options=compiler.options(),
+    )
     make: Any = TrainState
     self._state = make(
       step=jnp.int32(0),

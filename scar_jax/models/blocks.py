@@ -99,10 +99,10 @@ def scaled(init: Any, *factors: tuple[slice, float]) -> Any:
 
 def l2norm(x: Array) -> Array:
   """X / max(|x|, 1e-12) over the last axis, in float32."""
-  x = x.astype(jnp.float32)
+  shape, x = x.shape, nl.squeezed(x).astype(jnp.float32)
   square = jnp.sum(x * x, -1, keepdims=True)
   # The clamp sits under the root: the gradient at a zero vector stays finite.
-  return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+  return (x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).reshape(shape)
 
 
 def ada_std(width: int) -> float:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.models import layers as nl
-from scar_jax.models.attention import BACKENDS, choose_backend
+from scar_jax.models.attention import BACKENDS, choose_backend, in_parts
 from scar_jax.models.blocks import (
   Carry,
   Modulation,
@@ -342,20 +342,21 @@ class SetDecoder(nn.Module):
     return carry.x, cache
 
   def _kernel(self, set_ids, key_valid, padding, deterministic: bool):
-    """Flash attention with its set ids bound, or None for `attend`."""
+    """Attention with its set ids bound, or None for `attend`."""
     cfg = self.cfg
+    dropout = bool(cfg.attn_dropout) and not deterministic
     backend = choose_backend(
       cfg.attention,
       platform(),
       set_ids,
       head_dim=cfg.head_dim,
       dtype=cfg.dtype,
-      dropout=bool(cfg.attn_dropout) and not deterministic,
+      dropout=dropout,
       padding=padding,
       key_valid=key_valid is not None,
     )
     if backend == 'xla':
-      return None
+      return None if dropout else in_parts(set_ids)
     # Pallas takes a while to import, and most runs do without it.
     from scar_jax.models.kernels import KERNELS
 

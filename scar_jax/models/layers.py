@@ -39,16 +39,26 @@ class RMSNorm(nn.Module):
     scale = self.param(
       'scale', annotated(nn.initializers.ones, None), (x.shape[-1],)
     )
-    x = x.astype(jnp.float32)
+    shape, x = x.shape, squeezed(x).astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + self.eps)
-    return x.astype(self.dtype) * scale.astype(self.dtype)
+    return (x.astype(self.dtype) * scale.astype(self.dtype)).reshape(shape)
+
+
+def squeezed(x: Array) -> Array:
+  """Without leading axes of one element, [1, L, D] -> [L, D].
+
+  With them a norm of [1, 680, 768] and its gradient take CPUs 12 ms, not 0.9.
+  """
+  first = next((i for i, n in enumerate(x.shape[:-2]) if n > 1), x.ndim - 2)
+  return x.reshape(x.shape[max(first, 0) :])
 
 
 def layer_norm(x: Float[Array, '*B D'], eps: float) -> Float[Array, '*B D']:
   """LayerNorm without scale or bias, in float32."""
-  x = x.astype(jnp.float32)
+  shape, x = x.shape, squeezed(x).astype(jnp.float32)
   x = x - jnp.mean(x, -1, keepdims=True)
-  return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+  x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
+  return x.reshape(shape)
 
 
 class Dense(nn.Module):

@@ -132,20 +132,33 @@ def _groups(cfg: OptimConfig, params: PyTree, labels: PyTree | None) -> PyTree:
   return jax.tree_util.tree_map_with_path(group, params, labels)
 
 
-def _clip(limit: float) -> optax.GradientTransformation:
+def _clip(
+  limit: float, all_of_them: bool
+) -> optax.GradientTransformationExtraArgs:
   """Scales gradients whose global norm is above the limit down to it.
 
   As `optax.clip_by_global_norm`, but by one factor: XLA fuses a product into
   each of its readers, and writes the quotient of optax out, a copy of all
   gradients.
+
+  Args:
+    limit: of the norm.
+    all_of_them: every gradient comes here, so that their norm may be given to
+      `update` as `norm`, where it is known already.
   """
 
-  def update(grads: PyTree, state: Any, params: Any = None) -> Any:
+  def update(
+    grads: PyTree, state: Any, params: Any = None, *, norm: Any = None, **_: Any
+  ) -> Any:
     del params
-    factor = jnp.minimum(1.0, limit / optax.tree.norm(grads))
+    if norm is None or not all_of_them:
+      norm = optax.tree.norm(grads)
+    factor = jnp.minimum(1.0, limit / norm)
     return jax.tree.map(lambda g: g * factor, grads), state
 
-  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+  return optax.GradientTransformationExtraArgs(
+    lambda _: optax.EmptyState(), update
+  )
 
 
 def make_optimizer(
@@ -182,7 +195,7 @@ def make_optimizer(
   def chain(group: str) -> optax.GradientTransformation:
     if group == 'frozen':
       return optax.set_to_zero()
-    clip = [_clip(cfg.clip)] if cfg.clip else []
+    clip = [_clip(cfg.clip, known == {'main'})] if cfg.clip else []
     rate = learning_rate(cfg, steps, peaks.get(group))
     if cfg.name == 'muon':
       update = optax.contrib.muon(

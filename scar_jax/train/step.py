@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Bool, Float
 
+from scar_jax import compiler
 from scar_jax.config import OptimConfig
 from scar_jax.sharding import platform
 from scar_jax.train.optim import learning_rate
@@ -93,7 +94,9 @@ def make_step(
     good = jnp.isfinite(metrics['loss']) & jnp.isfinite(norm)
 
     def update() -> tuple[PyTree, ...]:
-      updates, opt_state = tx.update(grads, state.opt_state, state.params)
+      updates, opt_state = optax.with_extra_args_support(tx).update(
+        grads, state.opt_state, state.params, norm=norm
+      )
       params, kept = optax.apply_updates(state.params, updates), extra
       if post_update is not None:
         params, kept = post_update(params, kept, post_rng, state.step)
@@ -216,7 +219,7 @@ def compile_step(
     options: of the compiler, on TPUs.
   """
   lowered = trace_step(step, state, frozen, batch, shardings).lower()
-  return compile_with(lowered, options)
+  return compile_with(lowered, options, compiler.options(platform()))
 
 
 def compile_with(

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scar_jax.models.attention import attend, attend_slots
+from scar_jax.models.attention import (
+  attend,
+  attend_slots,
+  in_parts,
+  rows_by_keys,
+)
+from scar_jax.orders.layout import set_mask
 
 
 def _qkv(lq=3, s=4):
@@ -62,6 +68,79 @@ def test_gradients_on_cpus_equal_those_of_the_plain_formula(dtype, atol):
   for e, f in zip(expected, found, strict=True):
     np.testing.assert_allclose(e, f, atol=atol)
   assert all(np.abs(e).max() > 0.1 for e in expected)
+
+
+_VAR = np.repeat(np.arange(10), np.square([1, 2, 3, 4, 5, 6, 8, 10, 13, 16]))
+
+
+@pytest.mark.parametrize(
+  ('set_ids', 'share'),
+  [
+    (np.arange(256), 0.63),
+    (np.arange(1000), 0.6),
+    (_VAR, 0.65),
+    (np.repeat([0, 1, 2], [120, 60, 80]), 0.76),
+  ],
+)
+def test_parts_have_all_rows_and_no_more_keys_than_those_see(set_ids, share):
+  parts = rows_by_keys(set_ids)
+  mask = np.asarray(set_mask(set_ids, set_ids))[0]
+  assert [first for first, _, _ in parts] == [0, *(end for _, end, _ in parts)][
+    :-1
+  ]
+  assert parts[-1][1] == len(set_ids)
+  for first, end, keys in parts:
+    assert mask[first:end, :keys].any(0).all()
+    assert not mask[first:end, keys:].any()
+  pairs = sum((end - first) * keys for first, end, keys in parts)
+  assert 2 <= len(parts) <= 8
+  assert pairs < share * mask.size
+
+
+@pytest.mark.parametrize(
+  'set_ids',
+  [
+    np.zeros(300, int),
+    np.repeat([0, 1], [290, 10]),
+    np.arange(256)[::-1],
+    np.arange(60),
+    jnp.arange(256),
+  ],
+)
+def test_what_parts_would_not_help_has_none(set_ids):
+  assert in_parts(set_ids) is None
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_parts_attend_to_what_the_mask_shows(padded):
+  set_ids = np.repeat(np.arange(70), 2)
+  q, k, v = _qkv(len(set_ids), len(set_ids))
+  valid = np.ones((2, len(set_ids)), bool)
+  valid[0, 30:90] = False
+  valid = jnp.asarray(valid) if padded else None
+  wanted = jax.random.normal(jax.random.key(1), q.shape)
+  mask = set_mask(set_ids, set_ids, valid)
+  parts = in_parts(set_ids)
+
+  def whole(q, k, v):
+    return jnp.sum(attend(q, k, v, mask, 0.3) * wanted)
+
+  def ours(q, k, v):
+    return jnp.sum(parts(q, k, v, 0.3, valid) * wanted)
+
+  np.testing.assert_allclose(
+    parts(q, k, v, 0.3, valid), attend(q, k, v, mask, 0.3), atol=1e-6
+  )
+  expected, found = (jax.grad(f, (0, 1, 2))(q, k, v) for f in (whole, ours))
+  for e, f in zip(expected, found, strict=True):
+    np.testing.assert_allclose(e, f, atol=1e-5)
+  text = str(jax.make_jaxpr(jax.grad(ours, (0, 1, 2)))(q, k, v))
+  assert f'{len(set_ids)},{len(set_ids)}]' not in text
+
+
+def test_accelerators_attend_to_the_whole_sequence(monkeypatch):
+  monkeypatch.setattr('scar_jax.models.attention.platform', lambda: 'gpu')
+  assert in_parts(np.arange(256)) is None
 
 
 @pytest.mark.parametrize('block', [1, 2, 5, 6])

@@ -85,6 +85,21 @@ def test_rms_norm_casts_before_the_scale():
   assert low.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize('shape', [(1, 5, 8), (1, 1, 5, 8), (2, 1, 8), (1, 8)])
+def test_norms_do_without_leading_axes_of_one(shape):
+  x = jax.random.normal(jax.random.key(0), shape)
+  params = {'params': {'scale': jnp.arange(1.0, 9.0)}}
+
+  def both(x):
+    return nl.RMSNorm().apply(params, x), nl.layer_norm(x, 1e-5)
+
+  for found, expected in zip(both(x), both(x.reshape(-1, 8)), strict=True):
+    assert found.shape == shape
+    np.testing.assert_array_equal(found.reshape(-1, 8), expected)
+  ndim = 3 if shape[0] > 1 else 2
+  assert nl.squeezed(x).ndim == ndim
+
+
 def test_layer_norm_has_no_parameters():
   ours = nl.layer_norm(jnp.array([[1.0, 3.0]]), 0.0)
   np.testing.assert_allclose(ours, [[-1.0, 1.0]])

@@ -39,6 +39,33 @@ def boxed():
   )
 
 
+@pytest.mark.parametrize('groups', [False, True])
+def test_a_norm_that_is_known_serves_the_clip_of_all(boxed, groups):
+  cfg = OptimConfig(name='adamw', clip=1.0, b1=0.0, group_lr=())
+  params = jax.tree.map(lambda x: jnp.ones(x.shape), unbox(boxed))
+  labels = jax.tree.map(lambda _: 'main', params)
+  if groups:
+    first = next(iter(labels))
+    labels[first] = jax.tree.map(lambda _: 'other', labels[first])
+  tx = make_optimizer(cfg, 100, boxed, labels)
+  tx = optax.with_extra_args_support(tx)
+
+  def moments(**known):
+    _, state = tx.update(params, tx.init(params), params, **known)
+    found = [
+      x
+      for path, x in jax.tree_util.tree_leaves_with_path(state)
+      if 'mu' in jax.tree_util.keystr(path)
+    ]
+    return sum(float(jnp.sum(x)) for x in found)
+
+  # Each group has a norm of its own, which is not that of all.
+  norm = optax.tree.norm(params)
+  assert moments(norm=norm) == pytest.approx(moments())
+  ratio = moments(norm=2 * norm) / moments()
+  assert ratio == pytest.approx(1.0 if groups else 0.5)
+
+
 @pytest.mark.parametrize(
   ('schedule', 'values'),
   [

@@ -46,6 +46,17 @@ def test_step_learns_and_counts():
   assert float(metrics['lr']) == pytest.approx(1e-2)
 
 
+def test_the_norm_of_all_gradients_is_computed_once(monkeypatch):
+  norm, calls = optax.tree.norm, []
+  monkeypatch.setattr(
+    optax.tree, 'norm', lambda tree: calls.append(tree) or norm(tree)
+  )
+  batch = next(ToyLoader())
+  state, step, *_ = _setup(ToyTask(), batch, clip=1.0)
+  step.trace(state, {}, batch)
+  assert len(calls) == 1
+
+
 @pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 def test_nan_pixel_changes_nothing_but_counters(case, platform, monkeypatch):
   monkeypatch.setattr(step_lib, 'platform', lambda: platform)

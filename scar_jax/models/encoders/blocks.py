@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from scar_jax.models.attention import choose_backend
-from scar_jax.models.layers import Dense
+from scar_jax.models.layers import Dense, squeezed
 from scar_jax.models.resize import resize
 from scar_jax.models.unstacked import LAYERS, layer_name
 from scar_jax.sharding import annotated, constrain, platform
@@ -57,7 +57,7 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-    x = x.astype(jnp.float32)
+    shape, x = x.shape, squeezed(x).astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
     if self.affine:
@@ -65,7 +65,7 @@ class LayerNorm(nn.Module):
       ones = annotated(nn.initializers.ones, None)
       zeros = annotated(nn.initializers.zeros, None)
       x = x * self.param('scale', ones, size) + self.param('bias', zeros, size)
-    return x.astype(self.dtype)
+    return x.astype(self.dtype).reshape(shape)
 
 
 def biased_attention(
