@@ -53,7 +53,7 @@ def test_the_norm_of_all_gradients_is_computed_once(monkeypatch):
   )
   batch = next(ToyLoader())
   state, step, *_ = _setup(ToyTask(), batch, clip=1.0)
-  step.trace(state, {}, batch)
+  step.trace(state, ToyTask().frozen, batch)
   assert len(calls) == 1
 
 
