@@ -105,12 +105,16 @@ def attend_in_parts(
     set_ids: of the sequence.
     parts: of its rows, see `rows_by_keys`.
   """
+  # Heads first, see `attend`: once for all parts.
+  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
   outs = []
   for first, end, keys in parts:
     valid = None if key_valid is None else key_valid[:, :keys]
-    mask = set_mask(set_ids[first:end], set_ids[:keys], valid, first)
-    outs.append(attend(q[:, first:end], k[:, :keys], v[:, :keys], mask, scale))
-  return checkpoint_name(jnp.concatenate(outs, axis=1), ATTENTION)
+    mask = set_mask(set_ids[first:end], set_ids[:keys], valid, first)[:, None]
+    some = q[:, :, first:end], k[:, :, :keys], v[:, :, :keys]
+    outs.append(_attend(*some, mask, scale))
+  out = jnp.concatenate(outs, axis=2).transpose(0, 2, 1, 3)
+  return checkpoint_name(out, ATTENTION)
 
 
 def attend_slots(
