@@ -76,10 +76,9 @@ _VAR = np.repeat(np.arange(10), np.square([1, 2, 3, 4, 5, 6, 8, 10, 13, 16]))
 @pytest.mark.parametrize(
   ('set_ids', 'share'),
   [
-    (np.arange(256), 0.63),
     (np.arange(1000), 0.6),
     (_VAR, 0.65),
-    (np.repeat([0, 1, 2], [120, 60, 80]), 0.76),
+    (np.repeat([0, 1, 2], [240, 120, 160]), 0.76),
   ],
 )
 def test_parts_have_all_rows_and_no_more_keys_than_those_see(set_ids, share):
@@ -100,11 +99,11 @@ def test_parts_have_all_rows_and_no_more_keys_than_those_see(set_ids, share):
 @pytest.mark.parametrize(
   'set_ids',
   [
-    np.zeros(300, int),
-    np.repeat([0, 1], [290, 10]),
-    np.arange(256)[::-1],
-    np.arange(60),
-    jnp.arange(256),
+    np.zeros(600, int),
+    np.repeat([0, 1], [590, 10]),
+    np.arange(600)[::-1],
+    np.arange(256),
+    jnp.arange(600),
   ],
 )
 def test_what_parts_would_not_help_has_none(set_ids):
@@ -112,7 +111,8 @@ def test_what_parts_would_not_help_has_none(set_ids):
 
 
 @pytest.mark.parametrize('padded', [False, True])
-def test_parts_attend_to_what_the_mask_shows(padded):
+def test_parts_attend_to_what_the_mask_shows(padded, monkeypatch):
+  monkeypatch.setattr('scar_jax.models.attention._SHORTEST', 0)
   set_ids = np.repeat(np.arange(70), 2)
   q, k, v = _qkv(len(set_ids), len(set_ids))
   valid = np.ones((2, len(set_ids)), bool)
@@ -140,7 +140,7 @@ def test_parts_attend_to_what_the_mask_shows(padded):
 
 def test_accelerators_attend_to_the_whole_sequence(monkeypatch):
   monkeypatch.setattr('scar_jax.models.attention.platform', lambda: 'gpu')
-  assert in_parts(np.arange(256)) is None
+  assert in_parts(np.arange(600)) is None
 
 
 @pytest.mark.parametrize('block', [1, 2, 5, 6])
