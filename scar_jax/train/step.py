@@ -216,7 +216,7 @@ def compile_step(
     frozen: placed frozen networks.
     batch: abstract batch, with shardings.
     shardings: of the state; metrics come back replicated.
-    options: of the compiler, on TPUs.
+    options: of the compiler, on TPUs; CPUs have those of `compiler.py`.
   """
   lowered = trace_step(step, state, frozen, batch, shardings).lower()
   return compile_with(lowered, options, compiler.options(platform()))
