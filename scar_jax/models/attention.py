@@ -6,6 +6,7 @@ Whole sequences may go through `kernels.py` instead; `choose_backend` says when.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,38 +52,34 @@ def attend(
   return out.transpose(0, 2, 1, 3)
 
 
-def rows_by_keys(
-  set_ids: Int[np.ndarray, ' L'],
-) -> tuple[tuple[int, int, int], ...]:
-  """Rows (first, end) and how many keys, from the first on, any of them sees.
+def part_ends(set_ids: Int[np.ndarray, ' L']) -> tuple[int, ...]:
+  """Where the parts of a sequence end: none sees a key after its own rows.
 
-  A row sees no set after its own: eight parts of a causal sequence have 56 %
-  of its pairs, four of VAR's ten scales 64 %. Up to eight, since each has
-  products of its own; () for short sequences, for those of which that leaves
-  more than 80 %, and where set ids fall.
+  Parts end where a set does, and a row sees no set after its own: eight parts
+  of a causal sequence have 56 % of its pairs, four of VAR's ten scales 64 %.
+  Up to eight, since each has products of its own; () for short sequences, for
+  those of which that leaves more than 80 %, and where set ids fall.
   """
   length = len(set_ids)
   if length < _SHORTEST or np.any(np.diff(set_ids) < 0):
     return ()
   ends = np.searchsorted(set_ids, set_ids, side='right')
-  parts, first = [], 0
-  # Parts end where a set does.
+  parts = [0]
   for end in np.unique(ends).tolist():
-    if end - first >= max(length / 8, _FEWEST_ROWS) or end == length:
-      parts.append((first, end, end))
-      first = end
-  pairs = sum((end - first) * keys for first, end, keys in parts)
-  return tuple(parts) if pairs <= 0.8 * length**2 else ()
+    if end - parts[-1] >= max(length / 8, _FEWEST_ROWS) or end == length:
+      parts.append(end)
+  pairs = sum((end - first) * end for first, end in itertools.pairwise(parts))
+  return tuple(parts[1:]) if pairs <= 0.8 * length**2 else ()
 
 
 def in_parts(set_ids: Any) -> Callable[..., jax.Array] | None:
   """`attend_in_parts` of a sequence, on CPUs and where it saves something."""
   if platform() != 'cpu' or not isinstance(set_ids, np.ndarray):
     return None
-  parts = rows_by_keys(set_ids)
-  if not parts:
+  ends = part_ends(set_ids)
+  if not ends:
     return None
-  return functools.partial(attend_in_parts, set_ids=set_ids, parts=parts)
+  return functools.partial(attend_in_parts, set_ids=set_ids, ends=ends)
 
 
 def attend_in_parts(
@@ -93,7 +90,7 @@ def attend_in_parts(
   key_valid: Bool[Array, 'B L'] | None,
   *,
   set_ids: Int[np.ndarray, ' L'],
-  parts: tuple[tuple[int, int, int], ...],
+  ends: tuple[int, ...],
 ) -> Float[Array, 'B L H K']:
   """`attend` under `set_mask`, without the keys that no row of a part sees.
 
@@ -104,15 +101,15 @@ def attend_in_parts(
     scale: of the logits.
     key_valid: False at keys hidden from all but themselves.
     set_ids: of the sequence.
-    parts: of its rows, see `rows_by_keys`.
+    ends: of its parts, see `part_ends`.
   """
   # Heads first, see `attend`: once for all parts.
   q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
   outs = []
-  for first, end, keys in parts:
-    valid = None if key_valid is None else key_valid[:, :keys]
-    mask = set_mask(set_ids[first:end], set_ids[:keys], valid, first)[:, None]
-    some = q[:, :, first:end], k[:, :, :keys], v[:, :, :keys]
+  for first, end in itertools.pairwise((0, *ends)):
+    valid = None if key_valid is None else key_valid[:, :end]
+    mask = set_mask(set_ids[first:end], set_ids[:end], valid, first)[:, None]
+    some = q[:, :, first:end], k[:, :, :end], v[:, :, :end]
     outs.append(_attend(*some, mask, scale))
   out = jnp.concatenate(outs, axis=2).transpose(0, 2, 1, 3)
   return checkpoint_name(out, ATTENTION)

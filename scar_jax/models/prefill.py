@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scar_jax.models.convolutions import batch_conv, product_conv
-from scar_jax.models.layers import place_waves
+from scar_jax.models.layers import layer_norm, place_waves
 from scar_jax.orders.layout import grid_positions
 from scar_jax.sharding import annotated, platform
 
@@ -311,8 +311,7 @@ class Compressor(nn.Module):
       x = self.proj(x)
     x = x.astype(jnp.float32)
     if cfg.norm == 'layernorm':
-      mean = jnp.mean(x, axis=-1, keepdims=True)
-      x = (x - mean) * jax.lax.rsqrt(jnp.var(x, axis=-1, keepdims=True) + 1e-6)
+      x = layer_norm(x, 1e-6)
     if cfg.places == 'sincos':
       cells = (grid_positions(cfg.out_grid) + 0.5) / np.array(cfg.out_grid)
       x = x + _PLACE_RMS * place_waves(cells, cfg.out)

@@ -1,6 +1,7 @@
 """The attention call against numpy."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from scar_jax.models.attention import (
   attend,
   attend_slots,
   in_parts,
-  rows_by_keys,
+  part_ends,
 )
 from scar_jax.orders.layout import set_mask
 
@@ -82,7 +83,8 @@ _VAR = np.repeat(np.arange(10), np.square([1, 2, 3, 4, 5, 6, 8, 10, 13, 16]))
   ],
 )
 def test_parts_have_all_rows_and_no_more_keys_than_those_see(set_ids, share):
-  parts = rows_by_keys(set_ids)
+  ends = part_ends(set_ids)
+  parts = [(first, end, end) for first, end in itertools.pairwise((0, *ends))]
   mask = np.asarray(set_mask(set_ids, set_ids))[0]
   assert [first for first, _, _ in parts] == [0, *(end for _, end, _ in parts)][
     :-1

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from scar_jax.models.attention import choose_backend
-from scar_jax.models.layers import Dense, squeezed
+from scar_jax.models.layers import Dense, layer_norm
 from scar_jax.models.resize import resize
 from scar_jax.models.unstacked import LAYERS, layer_name
 from scar_jax.sharding import annotated, constrain, platform
@@ -57,15 +57,13 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-    shape, x = x.shape, squeezed(x).astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+    x = layer_norm(x, self.eps)
     if self.affine:
       size = (x.shape[-1],)
       ones = annotated(nn.initializers.ones, None)
       zeros = annotated(nn.initializers.zeros, None)
       x = x * self.param('scale', ones, size) + self.param('bias', zeros, size)
-    return x.astype(self.dtype).reshape(shape)
+    return x.astype(self.dtype)
 
 
 def biased_attention(
