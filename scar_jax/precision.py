@@ -2,7 +2,7 @@
 
 In: the config and parameters of a trained model. Out: the same, cheaper to
 read: sampling step after step is bound by reading the weights. Only kernels of
-`layers.Dense` change, which are nearly all of a decoder. Called by `editor.py`.
+`dense.Dense` change, which are nearly all of a decoder. Called by `editor.py`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scar_jax.models.conditions import empty_conditions
-from scar_jax.models.layers import INT8, INT8_SCALE, Dense
+from scar_jax.models.dense import INT8, INT8_SCALE, Dense
 from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.orders.scale import blank
@@ -52,7 +52,7 @@ def check(dtype: str, weights: str) -> None:
 
 
 def default_dtype() -> str:
-  """'bfloat16' on accelerators; '' (as trained) on CPUs, which emulate it."""
+  """'bfloat16' on accelerators; '' (as trained) on CPUs, where int8 helps."""
   return '' if jax.default_backend() == 'cpu' else 'bfloat16'
 
 

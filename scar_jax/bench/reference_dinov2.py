@@ -43,7 +43,7 @@ def features(checkout: Checkout, size: str, setting: Setting) -> Pair:
   weights = tensors(shaken(model.eval()))
   cfg = dinov2.detect(weights).network()
   params = on_device(dinov2.convert(cfg, weights))
-  variables = {'params': as_read_fastest(params)}
+  variables = {'params': as_read_fastest(params, turn=True)}
   side = _PATCH * setting.grid
   rng = np.random.default_rng(0)
   images = rng.normal(size=(setting.batch, 3, side, side)).astype(np.float32)

@@ -137,7 +137,7 @@ def attend_slots(
 
   def some(part: tuple[jax.Array, jax.Array]) -> jax.Array:
     q, mask = part
-    return _weighted(_logits(q, k, mask, scale, 'bhks'), v, 'bhks')[0]
+    return weighted(_logits(q, k, mask, scale, 'bhks'), v, 'bhks')[0]
 
   q, mask = q.transpose(0, 2, 1, 3), mask[:, None]
   length = q.shape[2]
@@ -187,7 +187,7 @@ def _logits(
   return jnp.where(mask, logits * factor, jnp.finfo(jnp.float32).min)
 
 
-def _weighted(
+def weighted(
   logits: jax.Array, v: jax.Array, values: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Values under the softmax of logits, its maximum and its sum.
@@ -199,7 +199,8 @@ def _weighted(
     v: values.
     values: names of their axes.
   """
-  top = jnp.max(logits, -1, keepdims=True)
+  # What is taken off changes nothing, so that no gradient goes through it.
+  top = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
   weights = jnp.exp(logits - top)
   total = jnp.sum(weights, -1, keepdims=True)
   out = jnp.einsum(
@@ -230,7 +231,7 @@ def _cpu_attend(
 def _cpu_forward(q, k, v, mask, factor):
   # Queries are scaled where logits would be: K values each, not S.
   q = q * factor
-  out, top, total = _weighted(_logits(q, k, mask, 1.0), v, 'bhsk')
+  out, top, total = weighted(_logits(q, k, mask, 1.0), v, 'bhsk')
   return out, (q, k, v, mask, out, top, jnp.log(total))
 
 
@@ -238,19 +239,22 @@ def _cpu_backward(factor, kept, g):
   q, k, v, mask, out, top, log_total = kept
   # The exponential last: what comes after it would be done for each reader.
   weights = jnp.exp(_logits(q, k, mask, 1.0) - top - log_total)
-  along = jnp.einsum(
-    'bhlk,bhsk->bhls', g, v, preferred_element_type=jnp.float32
-  )
+  wide = jnp.float32
+  along = jnp.einsum('bhlk,bhsk->bhls', g, v, preferred_element_type=wide)
   # The softmax's own sum over keys, from `out`: K channels instead of S.
   mean = jnp.sum((g * out).astype(jnp.float32), -1, keepdims=True)
   # A row that may attend to nothing has weights, and no gradient.
-  pull = jnp.where(mask, weights * (along - mean), 0.0).astype(q.dtype)
-  return (
-    jnp.einsum('bhls,bhsk->bhlk', pull, k) * factor,
-    jnp.einsum('bhls,bhlk->bhsk', pull, q),
-    jnp.einsum('bhls,bhlk->bhsk', weights.astype(g.dtype), g),
-    None,
+  pull = jnp.where(mask, weights * (along - mean), 0.0)
+  toward = jnp.einsum(
+    'bhls,bhsk->bhlk', pull.astype(q.dtype), k, preferred_element_type=wide
   )
+  # Sums over rows, which CPUs take in float32 only.
+  grads = (
+    toward * factor,
+    jnp.einsum('bhls,bhlk->bhsk', pull, q.astype(wide)),
+    jnp.einsum('bhls,bhlk->bhsk', weights, g.astype(wide)),
+  )
+  return *(x.astype(g.dtype) for x in grads), None
 
 
 _cpu_attend.defvjp(_cpu_forward, _cpu_backward)

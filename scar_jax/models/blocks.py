@@ -18,6 +18,7 @@ from jaxtyping import Array
 from scar_jax.models import layers as nl
 from scar_jax.models.attention import attend, attend_slots
 from scar_jax.models.cache import read_layer, write_layer
+from scar_jax.models.dense import Dense
 from scar_jax.models.inject import Injection
 from scar_jax.models.remat import ATTENTION, LAYER_INPUT
 from scar_jax.sharding import annotated, constrain, platform
@@ -130,7 +131,7 @@ class Attention(nn.Module):
     heads, head_dim = cfg.heads, cfg.head_dim
     ada = cfg.block == 'adaln'
     init = nn.initializers.normal(ada_std(cfg.width) if ada else cfg.init_std)
-    q, k, v = nl.Dense(
+    q, k, v = Dense(
       (3, heads, head_dim),
       ('embed', None, 'heads', 'head_dim'),
       kernel_init=init,
@@ -176,7 +177,7 @@ class Attention(nn.Module):
       else:
         out = attend(q, k, v, shared.mask, scale, cfg.attn_dropout, rng)
         out = checkpoint_name(out, ATTENTION)
-    out = nl.Dense(
+    out = Dense(
       (cfg.width,),
       ('heads', 'head_dim', 'embed'),
       in_dims=2,
@@ -294,12 +295,12 @@ class AdaLNBlock(nn.Module):
     return _leaving(carry._replace(x=x), shared)
 
 
-def _ada_dense(cfg: Any, **where: Any) -> nl.Dense:
+def _ada_dense(cfg: Any, **where: Any) -> Dense:
   """The condition to 6 D: gates, scales, shifts of the two branches."""
   width = cfg.width
   init = nn.initializers.normal(ada_std(width))
   gates, rest = slice(0, 2 * width), slice(2 * width, None)
-  return nl.Dense(
+  return Dense(
     (6 * width,),
     ('embed', 'mlp'),
     use_bias=True,

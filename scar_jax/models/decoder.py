@@ -25,6 +25,7 @@ from scar_jax.models.blocks import (
   by_position,
 )
 from scar_jax.models.cache import KVCache, cache_mask, empty_cache
+from scar_jax.models.dense import Dense
 from scar_jax.models.inject import Injection
 from scar_jax.models.remat import REMAT
 from scar_jax.models.stack import run_layers
@@ -221,7 +222,7 @@ class SetDecoder(nn.Module):
         dtype=cfg.residual_dtype,
       )
       self.norm = nl.RMSNorm(cfg.norm_eps, cfg.dtype)
-      self.head = nl.Dense(
+      self.head = Dense(
         (cfg.vocab,),
         ('embed', 'vocab'),
         kernel_init=nn.initializers.zeros,
@@ -231,8 +232,8 @@ class SetDecoder(nn.Module):
       return
     std = ada_std(cfg.width)
 
-    def dense(size: int, out_axis: str, factor: float) -> nl.Dense:
-      return nl.Dense(
+    def dense(size: int, out_axis: str, factor: float) -> Dense:
+      return Dense(
         (size,),
         ('embed', out_axis),
         use_bias=True,

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from scar_jax.models import layers as nl
 from scar_jax.models.attention import attend
+from scar_jax.models.dense import Dense, Init
 from scar_jax.models.prefill import PrefixConfig
 from scar_jax.models.resize import resize
 from scar_jax.orders.layout import Inputs, laid_over
@@ -133,7 +134,7 @@ class _Kernels(nn.Module):
 
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
-  init: nl.Init
+  init: Init
 
   @nn.compact
   def __call__(self) -> Float[Array, 'n ...']:
@@ -182,7 +183,7 @@ class Injector(nn.Module):
       )
       return
     names = ('heads', 'head_dim')
-    self.kv = stacked(nl.Dense)(
+    self.kv = stacked(Dense)(
       (2, *heads),
       ('embed', None, *names),
       kernel_init=init,

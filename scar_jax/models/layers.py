@@ -1,13 +1,10 @@
 """Layers that the decoder and the assembled model share.
 
-Norms, dense projections over named axes, feed-forwards, rotary tables, token
+Norms, feed-forwards, rotary tables, token
 embeddings, dropout and drop path. Parameters are float32; norms and rotations
 compute in float32 and return the compute type. Source: method 3.2-3.4, 4.3.
 """
 
-import functools
-import math
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,15 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from scar_jax.sharding import (
-  annotated,
-  constrain,
-  platform,
-)
-
-Init = Callable[..., Any]
-# Parameters of a `Dense` whose kernel is in int8, and what it is times that.
-INT8, INT8_SCALE = 'kernel_int8', 'kernel_scale'
+from scar_jax.models.dense import Dense, Init
+from scar_jax.sharding import annotated, constrain, platform
 
 
 class RMSNorm(nn.Module):
@@ -59,153 +49,6 @@ def layer_norm(x: Float[Array, '*B D'], eps: float) -> Float[Array, '*B D']:
   x = x - jnp.mean(x, -1, keepdims=True)
   x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + eps)
   return x.reshape(shape)
-
-
-class Dense(nn.Module):
-  """Linear map of the last `in_dims` axes to `features`, one matmul.
-
-  Attributes:
-    features: sizes of the new axes.
-    axes: logical names of all kernel axes, input axes first.
-    in_dims: how many input axes are summed over.
-    use_bias: adds a bias of shape `features`, zero at the start.
-    kernel_init: of the kernel.
-    dtype: of the matmul.
-    out_dtype: of the result, `dtype` by default.
-    apart: the first new axis comes as a tuple of results, such as q, k and v.
-      On TPUs each has a matmul of its own, where they are longer than the
-      kernel: taken out of one result they are copied, and their gradients put
-      together again. Of a short one, such as a decoding step's, they cost less
-      than the kernel, which would be copied to be taken apart.
-  """
-
-  features: tuple[int, ...]
-  axes: tuple[str | None, ...]
-  in_dims: int = 1
-  use_bias: bool = False
-  kernel_init: Init = nn.initializers.normal(0.02)
-  dtype: str = 'float32'
-  out_dtype: str | None = None
-  apart: bool = False
-
-  @nn.compact
-  def __call__(self, x: Float[Array, '...']) -> Any:
-    """[*B, *in] -> [*B, *features]."""
-    shape = (*x.shape[x.ndim - self.in_dims :], *self.features)
-    scale = bias = None
-    if self.has_variable('params', INT8):
-      # In place of the kernel, outputs first; see `precision.py`.
-      kernel = self.get_variable('params', INT8)
-      scale = self.get_variable('params', INT8_SCALE)
-    else:
-      kernel = self.param(
-        'kernel', annotated(self.kernel_init, *self.axes), shape
-      )
-    if self.use_bias:
-      zeros = annotated(nn.initializers.zeros, *self.axes[self.in_dims :])
-      bias = self.param('bias', zeros, self.features)
-    if not self.apart:
-      return self._product(x, kernel, scale, bias)
-    parts = range(self.features[0])
-    rows = math.prod(x.shape[: x.ndim - self.in_dims])
-    if platform() != 'tpu' or rows < math.prod(shape[: self.in_dims]):
-      whole = self._product(x, kernel, scale, bias)
-      axis = whole.ndim - len(self.features)
-      # Unlike slices, a split has a gradient that is put together at once.
-      return tuple(
-        jnp.squeeze(part, axis)
-        for part in jnp.split(whole, self.features[0], axis)
-      )
-    before = () if scale is not None else (slice(None),) * self.in_dims
-    return tuple(
-      self._product(
-        x,
-        kernel[(*before, i)],
-        None if scale is None else scale[i],
-        None if bias is None else bias[i],
-      )
-      for i in parts
-    )
-
-  def _product(self, x, kernel, scale, bias) -> Any:
-    x, out_dtype = x.astype(self.dtype), self.out_dtype or self.dtype
-    if scale is not None:
-      x = _int8_product(x, kernel, self.in_dims, out_dtype)
-      # One for each output channel, so that it may follow the matmul.
-      x = x * scale.astype(x.dtype)
-    elif out_dtype == self.dtype and platform() == 'cpu':
-      x = _cpu_product(x, kernel.astype(self.dtype), self.in_dims)
-    else:
-      x = _dot(x, kernel.astype(self.dtype), self.in_dims, self.out_dtype)
-    return x if bias is None else x + bias.astype(x.dtype)
-
-
-def _dot(
-  x: jax.Array,
-  kernel: jax.Array,
-  in_dims: int,
-  dtype: Any = None,
-  first: int = 0,
-) -> jax.Array:
-  """Sums over the last axes of `x` and those of `kernel` from `first` on."""
-  summed = tuple(range(x.ndim - in_dims, x.ndim))
-  of_kernel = tuple(range(first, first + in_dims))
-  return jax.lax.dot_general(
-    x, kernel, ((summed, of_kernel), ((), ())), preferred_element_type=dtype
-  )
-
-
-def _int8_product(
-  x: jax.Array, kernel: jax.Array, in_dims: int, dtype: Any
-) -> jax.Array:
-  """`_dot` with a kernel [*outputs, *inputs] in int8, less its scale.
-
-  On CPUs each row of `x` is rounded to int8 too: they would write the kernel
-  out in float32 before they multiply, or hold it so throughout a loop.
-  """
-  first = kernel.ndim - in_dims
-  if platform() != 'cpu':
-    return _dot(x, kernel.astype(x.dtype), in_dims, dtype, first)
-  # Of matrices: with more axes the kernel would be transposed before.
-  size = math.prod(kernel.shape[first:])
-  rows = x.astype(jnp.float32).reshape(-1, size)
-  scale = jnp.max(jnp.abs(rows), -1, keepdims=True) / 127
-  small = jnp.round(rows / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8)
-  out = _dot(small, kernel.reshape(-1, size), 1, jnp.int32, 1)
-  out = (out.astype(jnp.float32) * scale).astype(dtype)
-  return out.reshape(*x.shape[: x.ndim - in_dims], *kernel.shape[:first])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _cpu_product(x: jax.Array, kernel: jax.Array, in_dims: int) -> jax.Array:
-  """`_dot` whose gradient of the kernel transposes the narrower of its factors.
-
-  The usual rule always transposes the gradient of the result, and XLA's CPU
-  compiler then computes what that comes through, `silu` say, in transposed
-  order: half as long again for a feed-forward. All are products of matrices:
-  of more axes, the kernel is copied first.
-  """
-  return _dot(x, kernel, in_dims)
-
-
-def _cpu_product_back(in_dims, kept, g):
-  x, kernel = kept
-  inputs = math.prod(kernel.shape[:in_dims])
-  rows, weights = x.reshape(-1, inputs), kernel.reshape(inputs, -1)
-  g = g.reshape(len(rows), -1)
-  back = jax.lax.dot_general(g, weights, (((1,), (1,)), ((), ())))
-  along = ((0,), (0,)), ((), ())
-  if x.size <= g.size:
-    grad = jax.lax.dot_general(rows, g, along)
-  else:
-    grad = jax.lax.dot_general(g, rows, along).T
-  return back.reshape(x.shape), grad.reshape(kernel.shape)
-
-
-_cpu_product.defvjp(
-  lambda x, kernel, in_dims: (_dot(x, kernel, in_dims), (x, kernel)),
-  _cpu_product_back,
-)
 
 
 class SwiGLU(nn.Module):

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scar_jax.models import layers as nl
 from scar_jax.models.blocks import ada_std
+from scar_jax.models.dense import Dense
 from scar_jax.orders.layout import START, Inputs, grid_positions
 from scar_jax.orders.scale import ScaleOrder
 from scar_jax.sharding import annotated
@@ -60,7 +61,7 @@ class ScaleInputs(nn.Module):
     centres = order.positions() + 0.5
     self.place = table('place', order.num_targets, place_init(centres))
     self.level = table('level', len(order.set_sizes))
-    self.word = nl.Dense(
+    self.word = Dense(
       (self.width,), (None, 'embed'), use_bias=True, kernel_init=init
     )
     if self.prefix_grid:
@@ -72,7 +73,7 @@ class ScaleInputs(nn.Module):
       self.text_place = table('text_place', self.text_len)
       self.text_level = table('text_level', 1)
       # Zero: a new model starts from the null class, which VAR has learned.
-      self.pooled = nl.Dense(
+      self.pooled = Dense(
         (self.width,), ('embed', 'mlp'), kernel_init=nn.initializers.zeros
       )
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scar_jax.models.dense import outputs_first
 from scar_jax.sharding import platform
 from scar_jax.types import PyTree
 
@@ -50,13 +51,21 @@ def restack(params: PyTree) -> PyTree:
   return {**rest, LAYERS: jax.tree.map(lambda *x: jnp.stack(x), *layers)}
 
 
-def as_read_fastest(params: PyTree) -> PyTree:
+def as_read_fastest(params: PyTree, turn: bool = False) -> PyTree:
   """With layers apart on CPUs where they are large; else as they are.
 
   What a CPU slices out of a stack it copies.
+
+  Args:
+    params: see above.
+    turn: kernels of these layers come with their outputs first, for a network
+      that always has many rows and no gradients, see `dense.outputs_first`.
   """
-  leaves = jax.tree.leaves(params.get(LAYERS))
-  size = sum(x.size * x.dtype.itemsize for x in leaves)
-  if platform() != 'cpu' or size < _LARGE:
+  if platform() != 'cpu' or LAYERS not in params:
     return params
-  return unstack(params)
+  leaves = jax.tree.leaves(params[LAYERS])
+  if sum(x.size * x.dtype.itemsize for x in leaves) < _LARGE:
+    return params
+  rest = dict(params)
+  layers = unstack({LAYERS: rest.pop(LAYERS)})
+  return {**rest, **(outputs_first(layers) if turn else layers)}

@@ -1,15 +1,11 @@
 """Shared layers: stored rotary tables, norms, projections, dropout."""
 
-import functools
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scar_jax.models import layers as nl
-from scar_jax.sharding import unbox
 
 
 def _table(grid: int, head_dim: int, rows: int, xp=np):
@@ -105,18 +101,6 @@ def test_layer_norm_has_no_parameters():
   np.testing.assert_allclose(ours, [[-1.0, 1.0]])
 
 
-def test_dense_over_several_axes_equals_einsum():
-  x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
-  layer = nl.Dense(
-    (6, 7), ('heads', 'head_dim', 'embed', None), in_dims=2, use_bias=True
-  )
-  params = nn.unbox(layer.init(jax.random.key(1), x))
-  params['params']['bias'] = jnp.arange(42.0).reshape(6, 7)
-  expected = jnp.einsum('abcd,cdef->abef', x, params['params']['kernel'])
-  expected += params['params']['bias']
-  np.testing.assert_allclose(layer.apply(params, x), expected, rtol=1e-5)
-
-
 def test_swiglu_by_hand():
   kernels = {'w1': [[2.0]], 'w3': [[3.0]], 'w2': [[5.0]]}
   params = {n: {'kernel': jnp.array(k)} for n, k in kernels.items()}
@@ -188,99 +172,3 @@ def test_a_rotation_by_a_product_is_exact(device, dtype, monkeypatch):
   np.testing.assert_allclose(
     *(np.float32(o[1]) for o in (ours, want)), rtol=tol, atol=tol
   )
-
-
-@pytest.mark.parametrize('int8', [False, True])
-def test_products_apart_equal_parts_of_one(monkeypatch, int8):
-  rows = jax.random.normal(jax.random.key(0), (2, 5, 6))
-  axes = ('embed', None, 'heads', 'head_dim')
-  whole = nl.Dense((3, 2, 4), axes, use_bias=True)
-  params = whole.init(jax.random.key(1), rows)['params']
-  params = {k: v.unbox() for k, v in params.items()}
-  params['bias'] += jax.random.normal(jax.random.key(2), (3, 2, 4))
-  if int8:
-    del params['kernel']
-    params |= _int8_kernel((3, 2, 4), 6)
-  apart = nl.Dense((3, 2, 4), axes, use_bias=True, apart=True)
-  # A kernel is not taken apart for fewer rows than it has.
-  for platform, x, products in (
-    ('cpu', rows, 1), ('tpu', rows, 3), ('tpu', rows[:, :3], 3),
-    ('tpu', rows[:1], 1),
-  ):  # fmt: skip
-    monkeypatch.setattr(nl, 'platform', lambda p=platform: p)
-    want = whole.apply({'params': params}, x)
-    call = functools.partial(apart.apply, {'params': params})
-    assert str(jax.make_jaxpr(call)(x)).count('dot_general[') == products
-    ours = call(x)
-    assert isinstance(ours, tuple)
-    for i, part in enumerate(ours):
-      np.testing.assert_allclose(part, want[:, :, i], atol=1e-5)
-
-
-def _int8_kernel(outputs, *inputs):
-  """Parameters with outputs first."""
-  keys = jax.random.split(jax.random.key(3))
-  kernel = jax.random.randint(keys[0], (*outputs, *inputs), -127, 128, jnp.int8)
-  scale = jax.random.uniform(keys[1], outputs, minval=0.5, maxval=1.5) / 127
-  return {'kernel_int8': kernel, 'kernel_scale': scale}
-
-
-@pytest.mark.parametrize(
-  ('device', 'atol'), [('cpu', 0.03), ('gpu', 1e-5), ('tpu', 1e-5)]
-)
-def test_int8_kernels_multiply_as_what_they_stand_for(
-  device, atol, monkeypatch
-):
-  monkeypatch.setattr(nl, 'platform', lambda: device)
-  params = _int8_kernel((4,), 2, 3)
-  kernel = params['kernel_int8'] * params['kernel_scale'][:, None, None]
-  dense = nl.Dense((4,), (None,) * 3, in_dims=2)
-  # Rows of zeros, and of far different sizes: CPUs round each by itself.
-  rows = jax.random.normal(jax.random.key(0), (5, 2, 3))
-  factors = jnp.array([0.0, 1e-3, 1.0, 10.0, 1e3])[:, None]
-  ours = dense.apply({'params': params}, rows * factors[..., None])
-  want = jnp.einsum('bij,fij->bf', rows, kernel, precision='highest')
-  assert (ours[0] == 0).all()
-  gap = np.abs(ours[1:] / factors[1:] - want[1:])
-  assert gap.max() < atol
-  assert (gap.max() > 1e-4) == (device == 'cpu')
-
-
-def test_the_gradient_of_products_apart_is_put_together_at_once():
-  rows = jax.random.normal(jax.random.key(0), (2, 5, 6))
-  dense = nl.Dense((3, 2, 4), (None,) * 4, apart=True)
-  params = unbox(dense.init(jax.random.key(1), rows))
-
-  def loss(params):
-    q, k, v = dense.apply(params, rows)
-    return jnp.sum(q * k + jnp.sin(v))
-
-  text = str(jax.make_jaxpr(jax.grad(loss))(params))
-  assert 'concatenate[' in text
-  assert 'pad[' not in text
-
-
-@pytest.mark.parametrize('width', [2, 9])  # of 4 x 3 inputs: fewer, more
-@pytest.mark.parametrize('device', ['cpu', 'tpu'])
-def test_gradients_of_a_product_are_those_of_einsum(device, width, monkeypatch):
-  monkeypatch.setattr(nl, 'platform', lambda: device)
-  rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.normal(size=(2, 5, 3, 4)), jnp.float32)
-  dense = nl.Dense((2, width), (None, None, None, None), in_dims=2)
-  params = unbox(dense.init(jax.random.key(0), x))
-
-  def ours(params, x):
-    return (jnp.tanh(dense.apply(params, x)) ** 2).sum()
-
-  def plain(params, x):
-    y = jnp.einsum('blhk,hkpq->blpq', x, params['params']['kernel'])
-    return (jnp.tanh(y) ** 2).sum()
-
-  if device == 'cpu':  # 12 inputs: the narrower factor is turned round
-    text = str(jax.make_jaxpr(jax.grad(ours))(params, x))
-    shape = (12, 2 * width) if width > 6 else (2 * width, 12)
-    assert f':f32[{shape[0]},{shape[1]}] = dot_general' in text
-  found = jax.jit(jax.grad(ours, (0, 1)))(params, x)
-  want = jax.jit(jax.grad(plain, (0, 1)))(params, x)
-  for a, b in zip(*map(jax.tree.leaves, (found, want)), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -46,7 +46,8 @@ def test_features_of_layers_apart(fields, monkeypatch):
     jax.jit(encoder.apply)({'params': p}, images) for p in (params, apart)
   )
   np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)
-  again = {'network': restack(apart['network'])}
+  assert 'kernel_turned' in apart['network']['layer_0']['mlp']['fc1']
+  again = {'network': restack(unstack(params['network']))}
   jax.tree.map(np.testing.assert_array_equal, again, params)
   # Layers in another order are another network.
   other = unstack(params['network'])

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from scar_jax.models.attention import choose_backend
-from scar_jax.models.layers import Dense, layer_norm
+from scar_jax.models.attention import choose_backend, weighted
+from scar_jax.models.dense import Dense
+from scar_jax.models.layers import layer_norm
 from scar_jax.models.resize import resize
 from scar_jax.models.unstacked import LAYERS, layer_name
 from scar_jax.sharding import annotated, constrain, platform
@@ -75,10 +76,17 @@ def biased_attention(
   mask: Bool[Array, '_ L S'] | None = None,
 ) -> Float[Array, 'B L H K']:
   """Softmax attention with an additive bias; a fully masked row is uniform."""
-  # Heads first: a batch of plain matrix products, 4 times faster on CPUs.
-  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+  cpu = platform() == 'cpu'
+  # Heads first: a batch of plain matrix products, 4 times faster on CPUs. In
+  # float32 they sum over rows a third faster than over columns.
+  rows = cpu and q.dtype == jnp.float32
+  to = (0, 2, 3, 1) if rows else (0, 2, 1, 3)
+  q, k, v = q.transpose(to), k.transpose(to), v.transpose(0, 2, 1, 3)
   logits = jnp.einsum(
-    'bhlk,bhsk->bhls', q, k, preferred_element_type=jnp.float32
+    'bhkl,bhks->bhls' if rows else 'bhlk,bhsk->bhls',
+    q,
+    k,
+    preferred_element_type=jnp.float32,
   )
   logits = logits * scale
   if bias is not None:
@@ -86,8 +94,12 @@ def biased_attention(
   if mask is not None:
     lowest = jnp.finfo(jnp.float32).min
     logits = jnp.where(mask[:, None], logits, lowest)
-  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-  return jnp.einsum('bhls,bhsk->bhlk', weights, v).transpose(0, 2, 1, 3)
+  if cpu:
+    out, _, _ = weighted(logits, v, 'bhsk')
+  else:
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum('bhls,bhsk->bhlk', weights, v)
+  return out.transpose(0, 2, 1, 3)
 
 
 def _attention(q, k, v, scale, mask):

@@ -264,7 +264,7 @@ def prepare(
 
 def encoder_params(params: PyTree) -> PyTree:
   """Parameters of a `SemanticEncoder` from a file, as they are read fastest."""
-  return {**params, 'network': as_read_fastest(params['network'])}
+  return {**params, 'network': as_read_fastest(params['network'], turn=True)}
 
 
 class SemanticEncoder(nn.Module):
