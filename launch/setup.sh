@@ -18,6 +18,12 @@ set_up() {
   fi
   # shellcheck disable=SC1091
   . "$venv/bin/activate" || return 1
+  # The package lies where it was installed from last: with another checkout in
+  # between, that one's.
+  if [ "$(cat "$venv/.checkout" 2>/dev/null)" != "$(pwd)" ]; then
+    rm -f "$venv"/.installed-*
+    pwd >"$venv/.checkout"
+  fi
   stamp=$venv/.installed-$extra
   wanted="$(pwd) $(cksum <setup.py)"
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then

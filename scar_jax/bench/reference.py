@@ -2,9 +2,10 @@
 
 In: checkouts of the references. Out: a row for each work with the seconds of
 both sides, their ratio and the largest difference of their outputs. Weights are
-random and moved by our converter; inputs and cores are the same, float32, on
-the CPU; calls of both sides take turns in one process. Only in the works that
-say so our weights are in int8 (`precision.py`), a choice that theirs lacks.
+random and moved by our converter; inputs, cores and the type of products are
+the same, on the CPU; calls of both sides take turns in one process. Only in the
+works that say so our weights are in int8 (`precision.py`), a choice that theirs
+lacks.
 """
 
 import dataclasses
@@ -56,11 +57,13 @@ WORKS = {
   'llamagen-b/sample-int8': Work('llamagen', 'sample_int8', 'B'),
   'var-d12/train': Work('var', 'train', '12'),
   'var-d12/sample': Work('var', 'sample', '12'),
+  'var-d12/sample-int8': Work('var', 'sample_int8', '12'),
   'llamagen-l/train': Work('llamagen', 'train', 'L'),
   'llamagen-l/sample': Work('llamagen', 'sample', 'L'),
   'llamagen-l/sample-int8': Work('llamagen', 'sample_int8', 'L'),
   'var-d16/train': Work('var', 'train', '16'),
   'var-d16/sample': Work('var', 'sample', '16'),
+  'var-d16/sample-int8': Work('var', 'sample_int8', '16'),
 }
 # Seconds before each call: PyTorch's threads spin for a while after theirs, on
 # cores that the next one needs.
@@ -94,7 +97,9 @@ def run(given: Any) -> Report:
     for work in works.values():
       for name in work.module.MODULES:
         checkouts[work.checkout].load(name)
-    setting = Setting(given.batch, given.grid, given.compile, given.dropout)
+    setting = Setting(
+      given.batch, given.grid, given.compile, given.dropout, given.dtype
+    )
     rows = []
     for name, work in works.items():
       row = _row(work, checkouts[work.checkout], setting, given.repeats)

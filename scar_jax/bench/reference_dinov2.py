@@ -4,6 +4,7 @@ In: a checkout of facebookresearch/dinov2. Out: a `Pair` for each work of
 `reference.py`.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -17,10 +18,12 @@ from scar_jax.bench.torch_side import (
   Setting,
   forward_pair,
   gap,
+  in_dtype,
   no_grad,
   on_device,
   shaken,
   tensors,
+  to_numpy,
   to_torch,
 )
 from scar_jax.convert import dinov2
@@ -41,8 +44,11 @@ def features(checkout: Checkout, size: str, setting: Setting) -> Pair:
     img_size=_TABLE, patch_size=_PATCH, init_values=1.0, block_chunks=0
   )
   weights = tensors(shaken(model.eval()))
-  cfg = dinov2.detect(weights).network()
+  cfg = dataclasses.replace(
+    dinov2.detect(weights).network(), dtype=setting.dtype
+  )
   params = on_device(dinov2.convert(cfg, weights))
+  params = jax.tree.map(lambda x: x.astype(setting.dtype), params)
   variables = {'params': as_read_fastest(params, turn=True)}
   side = _PATCH * setting.grid
   rng = np.random.default_rng(0)
@@ -51,9 +57,13 @@ def features(checkout: Checkout, size: str, setting: Setting) -> Pair:
   run: Any = functools.partial(apply, variables, jnp.asarray(nhwc(images)))
   given = to_torch(images)
 
-  def differ() -> tuple[float, str]:
-    out, want = run(), no_grad(model.forward_features, given)
-    pairs = ((out.cls, 'x_norm_clstoken'), (out.patches, 'x_norm_patchtokens'))
-    return max(gap(ours, want[key].numpy()) for ours, key in pairs), 'features'
+  theirs = in_dtype(model.forward_features, setting)
 
-  return forward_pair(run, model.forward_features, (given,), differ, setting)
+  def differ() -> tuple[float, str]:
+    out, want = run(), no_grad(theirs, given)
+    pairs = ((out.cls, 'x_norm_clstoken'), (out.patches, 'x_norm_patchtokens'))
+    return max(
+      gap(ours, to_numpy(want[key])) for ours, key in pairs
+    ), 'features'
+
+  return forward_pair(run, theirs, (given,), differ, setting)

@@ -25,6 +25,7 @@ from scar_jax.bench.torch_side import (
   same,
   shaken,
   tensors,
+  to_numpy,
   to_torch,
   to_train,
   training_pair,
@@ -35,10 +36,11 @@ from scar_jax.convert.parity_vq import nhwc
 from scar_jax.extras import require
 from scar_jax.filters import SamplerConfig
 from scar_jax.models.conditions import Conditions
+from scar_jax.models.convolutions import each_picture
 from scar_jax.models.scar import Scar
 from scar_jax.models.tokenizers.vq import VQConfig, VQModel
 from scar_jax.parts import EditorConfig
-from scar_jax.precision import smaller
+from scar_jax.precision import smaller, with_dtype
 from scar_jax.sampling import Sampler
 from scar_jax.train.tasks.scar import ScarTask
 
@@ -70,7 +72,8 @@ def _gpt(
   found = gpt_sizes.detect_editor(
     weights, 'llamagen', image_size=_PIXELS * setting.grid
   )
-  return model, found, on_device(editar.convert(found, weights))
+  params = on_device(editar.convert(found, weights))
+  return model, with_dtype(found, setting.dtype), params
 
 
 def _inputs(setting: Setting, vocab: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +111,9 @@ def sample(
   torch = require('torch', 'bench')
   model, found, params = _gpt(checkout, size, setting, dropout=False)
   model.eval()
-  if weights:
+  if setting.narrow:
+    model.to(torch.bfloat16)  # as their scripts sample
+  if weights or setting.narrow:
     params = smaller(found.model, params, weights)
   label, _ = _inputs(setting, found.model.decoder.vocab)
   make: Any = Conditions
@@ -131,7 +136,7 @@ def sample(
     # Along their tokens, so that one near tie does not change all that follow.
     seen: list[np.ndarray] = []
     hook = model.output.register_forward_hook(
-      lambda module, given, logits: seen.append(logits.numpy().copy())
+      lambda module, given, logits: seen.append(to_numpy(logits).copy())
     )
     tokens = theirs(model).numpy()
     hook.remove()
@@ -155,11 +160,14 @@ def _vq(checkout: Checkout, size: str) -> tuple[Any, VQModel, Any]:
   return model, VQModel(cfg), variables
 
 
-def _jitted(model: VQModel, method: str) -> Any:
-  return jax.jit(
-    functools.partial(model.apply, method=method),
-    compiler_options=compiler.options(),
-  )
+def _jitted(model: VQModel, method: str, pixels: int) -> Any:
+  """As the editor runs it: on CPUs large pictures one by one."""
+
+  def run(variables: Any, x: Any) -> Any:
+    network = functools.partial(model.apply, variables, method=method)
+    return each_picture(network, x, pixels)
+
+  return jax.jit(run, compiler_options=compiler.options())
 
 
 def encode(checkout: Checkout, size: str, setting: Setting) -> Pair:
@@ -169,7 +177,7 @@ def encode(checkout: Checkout, size: str, setting: Setting) -> Pair:
   rng = np.random.default_rng(0)
   images = rng.uniform(-1, 1, (setting.batch, 3, side, side))
   images = images.astype(np.float32)
-  apply = _jitted(ours, 'encode')
+  apply = _jitted(ours, 'encode', side**2)
   run = functools.partial(apply, variables, jnp.asarray(nhwc(images)))
   given = to_torch(images)
 
@@ -194,7 +202,7 @@ def decode(checkout: Checkout, size: str, setting: Setting) -> Pair:
   model, ours, variables = _vq(checkout, size)
   _, tokens = _inputs(setting, ours.cfg.codes)
   grid = (setting.batch, setting.grid, setting.grid)
-  apply = _jitted(ours, 'decode_tokens')
+  apply = _jitted(ours, 'decode_tokens', (_PIXELS * setting.grid) ** 2)
   run = functools.partial(apply, variables, jnp.asarray(tokens.reshape(grid)))
   shape = (setting.batch, ours.cfg.code_dim, setting.grid, setting.grid)
   args = (to_torch(tokens), shape)

@@ -22,10 +22,12 @@ from scar_jax.bench.torch_side import (
   Pair,
   Setting,
   gap,
+  in_dtype,
   no_grad,
   on_device,
   shaken,
   tensors,
+  to_numpy,
   to_torch,
   to_train,
   training_pair,
@@ -38,6 +40,7 @@ from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
 from scar_jax.orders.scale import scale_sides
 from scar_jax.parts import EditorConfig, Parts
+from scar_jax.precision import smaller, with_dtype
 from scar_jax.sampling import generate
 from scar_jax.sampling_steps import split_scales
 from scar_jax.train.tasks.scar import ScarTask
@@ -90,6 +93,7 @@ def _load(
     )
   weights = tensors(shaken(model))
   editor = var.detect(weights, patch_nums=sides)
+  editor = with_dtype(editor, setting.dtype)
   params = on_device(var.convert(editor, weights))
   weights = tensors(shaken(vae))
   cfg = var_vqvae.detect(weights, sides)
@@ -125,10 +129,19 @@ def train(checkout: Checkout, size: str, setting: Setting) -> Pair:
   return training_pair(task, both.params, batch, model, loss, setting)
 
 
-def sample(checkout: Checkout, size: str, setting: Setting) -> Pair:
+def sample_int8(checkout: Checkout, size: str, setting: Setting) -> Pair:
+  """`sample` with our weights in int8; theirs stay float32."""
+  return sample(checkout, size, setting, 'int8')
+
+
+def sample(
+  checkout: Checkout, size: str, setting: Setting, weights: str = ''
+) -> Pair:
   """Images of classes, with guidance; theirs has no shapes to compile for."""
   both = _load(checkout, size, setting, dropout=False)
-  model = both.model.eval()
+  model, params = both.model.eval(), both.params
+  if weights or setting.narrow:
+    params = smaller(both.editor.model, params, weights)
   scales, cfg = split_scales(
     dataclasses.replace(
       both.editor.sample, top_k=1, top_p=0.0, guidance=1 + _GUIDANCE
@@ -154,7 +167,7 @@ def sample(checkout: Checkout, size: str, setting: Setting) -> Pair:
 
   run = functools.partial(
     program,
-    both.params,
+    params,
     {'tokenizer': both.tokenizer.params},
     jnp.asarray(both.label),
     jnp.arange(setting.batch, dtype=jnp.uint32),
@@ -162,7 +175,7 @@ def sample(checkout: Checkout, size: str, setting: Setting) -> Pair:
   )
   theirs = functools.partial(
     no_grad,
-    model.autoregressive_infer_cfg,
+    in_dtype(model.autoregressive_infer_cfg, setting),
     setting.batch,
     to_torch(both.label),
     g_seed=0,
@@ -171,6 +184,6 @@ def sample(checkout: Checkout, size: str, setting: Setting) -> Pair:
   )
 
   def differ() -> tuple[float, str]:
-    return gap(run(), nhwc(theirs().numpy())), 'images'
+    return gap(run(), nhwc(to_numpy(theirs()))), 'images'
 
   return Pair(run, theirs, differ)

@@ -47,12 +47,19 @@ class Setting:
     grid: tokens, or patches, per side.
     compile: also measure the reference under `torch.compile`.
     dropout: train with the dropouts of the recipes.
+    dtype: of the products of both sides; tokenizers stay in float32.
   """
 
   batch: int = 1
   grid: int = 16
   compile: bool = False
   dropout: bool = False
+  dtype: str = 'float32'
+
+  @property
+  def narrow(self) -> bool:
+    """Products are of bfloat16."""
+    return self.dtype == 'bfloat16'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +154,11 @@ def to_torch(x: Any) -> Any:
   return require('torch', 'bench').from_numpy(x)
 
 
+def to_numpy(tensor: Any) -> np.ndarray:
+  """A tensor of the reference; bfloat16 becomes float32."""
+  return tensor.float().numpy()
+
+
 def gap(ours: Any, theirs: Any) -> float:
   """Largest absolute difference.
 
@@ -169,6 +181,18 @@ def no_grad(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
   """A call of the reference that records nothing for gradients."""
   with require('torch', 'bench').inference_mode():
     return call(*args, **kwargs)
+
+
+def in_dtype(call: Callable[..., Any], setting: Setting) -> Callable[..., Any]:
+  """A call of the reference, its products in the setting's type."""
+  torch = require('torch', 'bench')
+
+  @functools.wraps(call)
+  def run(*args: Any, **kwargs: Any) -> Any:
+    with torch.autocast('cpu', torch.bfloat16, enabled=setting.narrow):
+      return call(*args, **kwargs)
+
+  return run
 
 
 def forward_pair(
@@ -238,7 +262,7 @@ def training_pair(
   )
 
   def step(model: Any) -> Any:
-    value = loss(model)
+    value = in_dtype(loss, setting)(model)
     value.backward()
     torch.nn.utils.clip_grad_norm_(weights, optim.clip)
     optimizer.step()

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from scar_jax import compiler
 from scar_jax.data.transforms import ImageLike, to_uint8
 from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
@@ -109,7 +110,10 @@ def inspect(
   if cfg.order == 'random':
     perm = cfg.make_order().draw(jax.random.split(jax.random.key(seed), 1))
   scales, settings = split_scales(editor.cfg.sample)
-  run = jax.jit(functools.partial(_run, parts, Scar(cfg), settings))
+  run = jax.jit(
+    functools.partial(_run, parts, Scar(cfg), settings),
+    compiler_options=compiler.options(),
+  )
   seeds = jnp.asarray([seed % 2**32], jnp.uint32)
   seen = run(frozen, variables, batch, scales, seeds, perm, truth)
   return _arranged(cfg, jax.tree.map(np.asarray, seen))

@@ -158,7 +158,7 @@ def print_table(
 
   names = list(dict.fromkeys(name for row in rows.values() for name in row))
   table = Table(title=title or None)
-  table.add_column('')
+  table.add_column('', overflow='fold')  # long names on two lines, not cut
   for name in names:
     table.add_column(name.replace('_', ' '), justify='right')
   for label, row in rows.items():

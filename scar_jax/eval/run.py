@@ -5,12 +5,14 @@ after the tokenizer: the ceiling of any model that decodes with it. Called by
 `suites/embedded.py`, `bench/trained.py`.
 """
 
+import functools
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from scar_jax import compiler
 from scar_jax.data.geometry import to_float
 from scar_jax.data.transforms import to_uint8
 from scar_jax.models.tokenizers.make import make_tokenizer
@@ -32,7 +34,7 @@ class Reconstructor:
   def __init__(self, cfg: Any, params: PyTree, batch: int = 16):
     model = make_tokenizer(cfg)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler.options())
     def run(params: PyTree, images: jax.Array) -> jax.Array:
       variables = {'params': params}
       ids = model.apply(variables, images, method='encode')[0]

@@ -77,7 +77,11 @@ def each_picture(
   small = pixels < _LARGE_PICTURE or len(x) == 1
   if platform() != 'cpu' or spread or small:
     return network(x)
-  return jax.lax.map(lambda one: network(one[None])[0], x)
+
+  def of_one(one: Array) -> Any:
+    return jax.tree.map(lambda y: y[0], network(one[None]))
+
+  return jax.lax.map(of_one, x)
 
 
 def under_taps(

@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from scar_jax import artifacts, distributed, paths, sharding
+from scar_jax import artifacts, compiler, distributed, paths, sharding
 from scar_jax import config as config_lib
 from scar_jax.config import Config
 from scar_jax.train import inputs, metrics
@@ -181,7 +181,11 @@ def _prepare(
       run.step.add(some, step)
   draw = optional(run.task, 'pictures')
   whole = sharding.replicated(mesh)  # so that host 0 has all of them
-  run.pictures = jax.jit(draw, out_shardings=whole) if draw else None
+  run.pictures = draw and jax.jit(
+    draw,
+    out_shardings=whole,
+    compiler_options=compiler.options(sharding.platform()),
+  )
   run.drawn = set()
   host0 = jax.process_index() == 0
   run.writer = metrics.Writer(workdir, host0)

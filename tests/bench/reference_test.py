@@ -69,7 +69,7 @@ def test_a_work_that_fails_is_named_and_the_others_are_measured(
   out, table = checkout / 'rows.json', checkout / 'rows.md'
   status = main([
     'bench', 'reference', f'--var={checkout}', '--repeats=2', '--grid=4',
-    '--batch=3', f'--json={out}', f'--markdown={table}',
+    '--batch=3', '--dtype=bfloat16', f'--json={out}', f'--markdown={table}',
   ])  # fmt: skip
   assert status == 0
   report = json.loads(out.read_text())
@@ -85,8 +85,10 @@ def test_a_work_that_fails_is_named_and_the_others_are_measured(
     'torch_seconds': 6.0, 'torch_cpu_seconds': 4.0,
     'ratio': 3.0, 'cpu_ratio': 0.5, 'max_abs_diff': 0.5, 'compared': 'logits',
   }  # fmt: skip
-  assert works.seen == [ROOM, (str(checkout), '2', Setting(3, 4))]
+  setting = Setting(3, 4, dtype='bfloat16')
+  assert works.seen == [ROOM, (str(checkout), '2', setting)]
   assert report['settings']['torch'] == '9'
+  assert report['settings']['dtype'] == 'bfloat16'
   assert '| var-b/sample | – | 2 | 6 | 3 | 0.5 | 0.5 |' in table.read_text()
   shown = capsys.readouterr().out
   assert 'out of memory' in table.read_text()
@@ -186,3 +188,14 @@ def test_training_steps_of_both_sides_are_the_same(monkeypatch):
   assert compared == 'loss of 3 steps'
   assert float(both.ours()) < start
   assert pair(Setting(dropout=True)).differ()[0] is None
+
+
+@pytest.mark.slow
+def test_the_reference_computes_in_the_type_of_the_setting():
+  torch = pytest.importorskip('torch')
+  model, x = torch.nn.Linear(3, 2), torch.ones(4, 3)
+  for dtype in ('float32', 'bfloat16'):
+    out = torch_side.in_dtype(model, Setting(dtype=dtype))(x)
+    assert out.dtype == getattr(torch, dtype)
+    assert torch_side.to_numpy(out.detach()).dtype == np.float32
+  assert model(x).dtype == torch.float32

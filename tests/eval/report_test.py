@@ -64,3 +64,12 @@ def test_table():
   assert '0.915' in out.getvalue()
   assert '200' in out.getvalue()
   assert '3.0e-06' in out.getvalue()
+
+
+def test_long_names_are_not_cut():
+  out, name = io.StringIO(), 'a_work_of_a_long_name/that_says_what'
+  row = {f'measure_{i}': 1.0 for i in range(6)}
+  report.print_table({name: row}, '', Console(file=out, width=60))
+  cells = [line.split('│')[1].strip() for line in out.getvalue().splitlines()
+           if line.startswith('│')]  # fmt: skip
+  assert ''.join(cells) == name
