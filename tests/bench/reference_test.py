@@ -156,6 +156,9 @@ class Line:
   def init(self, rng, batch):
     return {'params': {'kernel': jnp.zeros((2, 3)), 'bias': jnp.zeros(2)}}
 
+  def as_trained(self, params):
+    return params
+
   def loss(self, params, extra, frozen, batch, rng, train):
     out = batch['x'] @ params['kernel'].T + params['bias']
     return jnp.sum((out - batch['y']) ** 2), ({}, extra)
