@@ -104,7 +104,7 @@ class Dense(nn.Module):
       x = x * scale.astype(x.dtype)
     elif platform() != 'cpu':
       kernel = kernel.astype(self.dtype)
-      x = _dot(x, kernel, self.in_dims, out_dtype, turned)
+      x = _dot(x, kernel, self.in_dims, self.out_dtype, turned)
     else:
       # Rounded to bfloat16 after the bias: its gradient is a sum over rows,
       # which CPUs take in float32.
