@@ -7,7 +7,8 @@
 #   VENV    where it lies                            (default: .venv)
 
 set_up() {
-  local extra=$1 python=${PYTHON:-python3} venv=${VENV:-.venv} stamp wanted
+  local extra=$1 python=${PYTHON:-python3} venv=${VENV:-.venv}
+  local stamp wanted other
   if [ ! -x "$venv/bin/python" ]; then
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
       echo "PYTHON=$python is not Python 3.11 or newer; set PYTHON to one" >&2
@@ -18,18 +19,16 @@ set_up() {
   fi
   # shellcheck disable=SC1091
   . "$venv/bin/activate" || return 1
-  # The package lies where it was installed from last: with another checkout in
-  # between, that one's.
-  if [ "$(cat "$venv/.checkout" 2>/dev/null)" != "$(pwd)" ]; then
-    rm -f "$venv"/.installed-*
-    pwd >"$venv/.checkout"
-  fi
   stamp=$venv/.installed-$extra
   wanted="$(pwd) $(cksum <setup.py)"
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing the package with its extra '$extra' (a few minutes)"
     python -m pip install --quiet --disable-pip-version-check -e ".[$extra]" ||
       return 1
+    # An environment holds the package of one checkout: no longer of another.
+    for other in "$venv"/.installed-*; do
+      [[ "$(cat "$other" 2>/dev/null)" == "$(pwd) "* ]] || rm -f "$other"
+    done
     echo "$wanted" >"$stamp"
   fi
 }

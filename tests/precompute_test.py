@@ -30,7 +30,7 @@ WANTED = Wanted(features=True, variants=2, shard_rows=7, batch=8)
 def _one_device():
   """Eight emulated devices take many times as long."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'local_devices', lambda: jax.devices()[:1])
+    patch.setattr(jax, 'local_devices', lambda **_: jax.devices()[:1])
     yield
 
 
