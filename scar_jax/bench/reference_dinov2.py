@@ -56,14 +56,12 @@ def features(checkout: Checkout, size: str, setting: Setting) -> Pair:
   apply = jax.jit(DINOv2(cfg).apply)
   run: Any = functools.partial(apply, variables, jnp.asarray(nhwc(images)))
   given = to_torch(images)
-
   theirs = in_dtype(model.forward_features, setting)
 
   def differ() -> tuple[float, str]:
     out, want = run(), no_grad(theirs, given)
     pairs = ((out.cls, 'x_norm_clstoken'), (out.patches, 'x_norm_patchtokens'))
-    return max(
-      gap(ours, to_numpy(want[key])) for ours, key in pairs
-    ), 'features'
+    gaps = (gap(ours, to_numpy(want[key])) for ours, key in pairs)
+    return max(gaps), 'features'
 
   return forward_pair(run, theirs, (given,), differ, setting)

@@ -100,7 +100,7 @@ def train(checkout: Checkout, size: str, setting: Setting) -> Pair:
 
 
 def sample_int8(checkout: Checkout, size: str, setting: Setting) -> Pair:
-  """`sample` with our weights in int8; theirs stay float32."""
+  """`sample` with our weights in int8; theirs have no such choice."""
   return sample(checkout, size, setting, 'int8')
 
 
@@ -113,8 +113,7 @@ def sample(
   model.eval()
   if setting.narrow:
     model.to(torch.bfloat16)  # as their scripts sample
-  if weights or setting.narrow:
-    params = smaller(found.model, params, weights)
+  params = smaller(found.model, params, weights)
   label, _ = _inputs(setting, found.model.decoder.vocab)
   make: Any = Conditions
   run: Any = functools.partial(

@@ -130,7 +130,7 @@ def train(checkout: Checkout, size: str, setting: Setting) -> Pair:
 
 
 def sample_int8(checkout: Checkout, size: str, setting: Setting) -> Pair:
-  """`sample` with our weights in int8; theirs stay float32."""
+  """`sample` with our weights in int8; theirs have no such choice."""
   return sample(checkout, size, setting, 'int8')
 
 
@@ -139,9 +139,8 @@ def sample(
 ) -> Pair:
   """Images of classes, with guidance; theirs has no shapes to compile for."""
   both = _load(checkout, size, setting, dropout=False)
-  model, params = both.model.eval(), both.params
-  if weights or setting.narrow:
-    params = smaller(both.editor.model, params, weights)
+  model = both.model.eval()
+  params = smaller(both.editor.model, both.params, weights)
   scales, cfg = split_scales(
     dataclasses.replace(
       both.editor.sample, top_k=1, top_p=0.0, guidance=1 + _GUIDANCE

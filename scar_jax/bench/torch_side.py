@@ -249,6 +249,7 @@ def training_pair(
   torch = require('torch', 'bench')
   optim = OptimConfig()
   ours = _OurSteps(task, params, batch, optim)
+  loss = in_dtype(loss, setting)
   weights = list(model.parameters())
   groups = [
     {
@@ -262,7 +263,7 @@ def training_pair(
   )
 
   def step(model: Any) -> Any:
-    value = in_dtype(loss, setting)(model)
+    value = loss(model)
     value.backward()
     torch.nn.utils.clip_grad_norm_(weights, optim.clip)
     optimizer.step()

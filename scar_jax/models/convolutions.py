@@ -67,8 +67,8 @@ def each_picture(
   take 15 to 30 % longer together.
 
   Args:
-    network: takes and gives arrays with an axis of pictures first; has no
-      randomness.
+    network: takes an array with an axis of pictures first and gives such an
+      array, or a tree of them; has no randomness.
     x: pictures, or what they are made from.
     pixels: of a picture.
   """

@@ -1,8 +1,8 @@
 """Layers that the decoder and the assembled model share.
 
-Norms, feed-forwards, rotary tables, token
-embeddings, dropout and drop path. Parameters are float32; norms and rotations
-compute in float32 and return the compute type. Source: method 3.2-3.4, 4.3.
+Norms, feed-forwards, rotary tables, token embeddings, dropout and drop path.
+Parameters are float32; norms and rotations compute in float32 and return the
+compute type. Source: method 3.2-3.4, 4.3.
 """
 
 from typing import Any
