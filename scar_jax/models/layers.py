@@ -164,9 +164,17 @@ def spread_rope(
 ) -> tuple[Float[Array, '_ L 1 K'], Float[Array, '_ L 1 K']]:
   """The table with both members of a pair written out, once for all layers."""
 
-  def spread(x: Array) -> jax.Array:
-    x = jnp.repeat(jnp.asarray(x), 2, axis=-1)[..., None, :]
-    return x[None] if x.ndim == 3 else x
+  def spread(x: Array) -> Array:
+    if isinstance(x, np.ndarray):  # of constants
+      pairs = np.repeat(x, 2, axis=-1)
+    elif platform() == 'cpu':
+      # XLA fuses what is repeated, cosines and all, into every layer that reads
+      # it; a product with ones and zeros is as exact, and kept.
+      pairs = x @ np.repeat(np.eye(x.shape[-1], dtype=np.float32), 2, axis=-1)
+    else:
+      pairs = jnp.repeat(x, 2, axis=-1)
+    pairs = pairs[..., None, :]
+    return pairs[None] if pairs.ndim == 3 else pairs
 
   return spread(rope[0]), spread(rope[1])
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -229,11 +230,12 @@ class Scar(nn.Module):
       seen = tokens if deterministic else self._noisy(tokens)
     inputs = self._train_inputs(seen, perm, accumulate, choice)
     target_pos = layout.target_positions(inputs)
-    pos0 = jnp.asarray(layout.positions)
-    if target_pos.ndim == 3:  # one permutation per sample
-      pos0 = jnp.broadcast_to(pos0, (batch, *pos0.shape))
-    positions = jnp.concatenate([pos0, target_pos], axis=-2)
-    zero = jnp.pad(jnp.asarray(layout.zero_rope), (0, layout.target_len))
+    # Places that do not depend on the batch make a table of constants.
+    xp: Any = np if isinstance(target_pos, np.ndarray) else jnp
+    lead = target_pos.shape[:-2]  # of one permutation per sample
+    pos0 = xp.broadcast_to(layout.positions, (*lead, layout.set0_len, 2))
+    positions = xp.concatenate([pos0, target_pos], axis=-2)
+    zero = np.pad(layout.zero_rope, (0, layout.target_len))
     rope = self._rope(positions, zero)
     vector, early = set0.vector, None
     x = self._embed(
@@ -359,9 +361,7 @@ class Scar(nn.Module):
     layout = self.layout
     return self.decoder(
       set0.x[:, some],
-      self._rope(
-        jnp.asarray(layout.positions[some]), jnp.asarray(layout.zero_rope[some])
-      ),
+      self._rope(layout.positions[some], layout.zero_rope[some]),
       jnp.asarray(layout.set_ids[some]),
       cache=cache,
       key_valid=None if set0.valid is None else set0.valid[:, some],

@@ -46,6 +46,21 @@ def _value_and_grad(task, params):
   return jax.jit(call)(params)
 
 
+@pytest.mark.parametrize(
+  ('order', 'tables'), [('raster', 0), ('random', 2), ('scale', 0)]
+)
+def test_layers_share_the_cosines_of_their_places(order, tables):
+  # Wide enough that the compiler does not compute all tables beforehand.
+  wide = dict(model__width=64, model__heads=2, text__width=64)
+  task = _task(order, model__scan=False, order__num_sets=2, **wide)
+  params = task.as_trained(noisy(unbox(_abstract(task))))
+  step = jax.jit(functools.partial(_value_and_grad, task)).lower(params)
+  text = step.compile().as_text()
+  # Of random places one for all layers, and one for the embedded queries.
+  assert text.count(' cosine(') == tables
+  assert text.count(' sine(') == tables
+
+
 @pytest.mark.parametrize('order', ['raster', 'scale'])
 def test_both_have_equal_losses_and_gradients(order):
   stacked = _task(order)
