@@ -1,0 +1,147 @@
+"""The references' side: a process of its own that never loads JAX."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from scar_jax.bench import reference
+from scar_jax.bench.theirs.common import (
+  Checkout,
+  Setting,
+  in_dtype,
+  to_numpy,
+)
+from scar_jax.bench.theirs.process import started
+
+WORKS = """
+import os
+import signal
+import sys
+
+import numpy as np
+from scar_jax.bench.theirs.common import Made
+
+MODULES = ('standin.models',)
+
+def made(checkout, size, setting):
+  print('a constructor that prints')
+  calls = []
+
+  def call():
+    calls.append(size)
+    if size == 'dies':
+      os.kill(os.getpid(), signal.SIGKILL)
+    if size == 'fails':
+      raise KeyError('lost')
+    return sum(range(200_000))
+
+  def outputs():
+    jax = any(name.split('.')[0] == 'jax' for name in sys.modules)
+    return {'calls': np.array(len(calls)), 'jax': np.array(jax)}
+
+  compiled = call if setting.compile else None
+  weights = {'net': {'w': np.arange(3)}}
+  return Made(weights, {'x': np.ones(2)}, call, outputs, compiled)
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+  """A process that finds a checkout and works beside it."""
+  (tmp_path / 'standin').mkdir()
+  (tmp_path / 'standin/models.py').write_text('WIDTH = 3\n')
+  (tmp_path / 'standin/broken.py').write_text('import no_such_package\n')
+  (tmp_path / 'works.py').write_text(WORKS)
+  paths = [str(tmp_path), os.environ.get('PYTHONPATH', '')]
+  monkeypatch.setenv('PYTHONPATH', os.pathsep.join(p for p in paths if p))
+  with started() as process:
+    yield process
+
+
+def test_a_work_is_made_and_timed_over_there(theirs, tmp_path, capfd):
+  checkout = Checkout('var', str(tmp_path))
+  theirs.load('works', checkout)
+  given = theirs.make('works', 'made', checkout, '12', Setting())
+  np.testing.assert_array_equal(given.weights['net']['w'], [0, 1, 2])
+  np.testing.assert_array_equal(given.inputs['x'], [1, 1])
+  assert not given.compiles
+  for seconds in (theirs.timed(), theirs.timed()):
+    assert min(seconds) > 0
+  assert theirs.outputs() == {'calls': 2, 'jax': False}
+  again = theirs.make('works', 'made', checkout, '12', Setting(compile=True))
+  assert again.compiles
+  assert theirs.timed('compiled')[0] > 0
+  assert capfd.readouterr().out == ''
+
+
+def test_what_fails_over_there_is_told_here(theirs, tmp_path):
+  checkout = Checkout('var', str(tmp_path))
+  theirs.make('works', 'made', checkout, 'fails', Setting())
+  with pytest.raises(RuntimeError, match="in PyTorch: KeyError: 'lost'"):
+    theirs.timed()
+  # It goes on.
+  assert theirs.outputs()['calls'] == 1
+  with pytest.raises(ValueError, match=r'var=.nowhere.: no such directory; ac'):
+    theirs.load('works', Checkout('var', 'nowhere'))
+  theirs.make('works', 'made', checkout, 'dies', Setting())
+  with pytest.raises(RuntimeError, match='PyTorch ended with exit code -9'):
+    theirs.timed()
+
+
+def test_the_process_ends_with_its_parent(theirs):
+  assert theirs._process.poll() is None
+  with started() as other:
+    process = other._process
+  assert process.poll() == 0
+  theirs._process.send_signal(signal.SIGKILL)
+  theirs._process.wait()
+  with pytest.raises(RuntimeError, match='ended with exit code -9'):
+    theirs.outputs()
+
+
+def test_a_checkout_gives_its_own_modules(tmp_path, theirs, monkeypatch):
+  monkeypatch.setattr(sys, 'path', list(sys.path))
+  there = Checkout('var', str(tmp_path))
+  assert there.load('standin.models').WIDTH == 3
+  with pytest.raises(
+    ValueError, match=r'standin.broken cannot be imported: Mo'
+  ):
+    there.load('standin.broken')
+  with pytest.raises(ValueError, match=r'json was imported from .*, not from'):
+    there.load('json')
+  for name in [n for n in sys.modules if n.split('.')[0] == 'standin']:
+    del sys.modules[name]
+
+
+def test_no_module_of_theirs_loads_jax():
+  names = sorted({work.theirs for work in reference.WORKS.values()})
+  assert len(names) == 3
+  code = f'import sys, {", ".join(names)}; print("jax" in sys.modules)'
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  assert done.stdout == 'False\n'
+
+
+def test_every_work_has_both_sides():
+  for work in reference.WORKS.values():
+    for side in ('ours', 'theirs'):
+      name = f'scar_jax.bench.{side}.{work.checkout}'
+      module = __import__(name, fromlist=['-'])
+      assert callable(getattr(module, work.make)), (name, work)
+
+
+@pytest.mark.slow
+def test_the_reference_computes_in_the_type_of_the_setting():
+  torch = pytest.importorskip('torch')
+  model, x = torch.nn.Linear(3, 2), torch.ones(4, 3)
+  for dtype in ('float32', 'bfloat16'):
+    out = in_dtype(model, Setting(dtype=dtype))(x)
+    assert out.dtype == getattr(torch, dtype)
+    assert to_numpy(out).dtype == np.float32
+  assert to_numpy(torch.arange(3)).dtype == np.int64
+  assert model(x).dtype == torch.float32
