@@ -153,8 +153,8 @@ class Page:
             stop = gr.Button('Stop', elem_id='stop')
         with gr.Column(min_width=300):
           gallery = gr.Gallery(
-            label='Results', columns=2, object_fit='contain', format='png',
-            elem_id='gallery', height=360,
+            label='Results', columns=2, fit_columns=False, object_fit='contain',
+            format='png', elem_id='gallery', height=360,
           )  # fmt: skip
           status = gr.Markdown(elem_id='status')
           compare = gr.ImageSlider(
