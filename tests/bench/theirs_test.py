@@ -12,8 +12,10 @@ from scar_jax.bench import reference
 from scar_jax.bench.theirs.common import (
   Checkout,
   Setting,
+  forward,
   in_dtype,
   to_numpy,
+  trainer,
 )
 from scar_jax.bench.theirs.process import started
 
@@ -133,6 +135,36 @@ def test_every_work_has_both_sides():
       name = f'scar_jax.bench.{side}.{work.checkout}'
       module = __import__(name, fromlist=['-'])
       assert callable(getattr(module, work.make)), (name, work)
+
+
+@pytest.mark.slow
+def test_modules_and_calls_are_compiled_if_asked(monkeypatch):
+  torch = pytest.importorskip('torch')
+  seen = []
+  # The length of a module is not its truth.
+  monkeypatch.setattr(
+    torch, 'compile', lambda x: seen.append(x) or Lengthless()
+  )
+
+  class Lengthless(torch.nn.Linear):
+    def __init__(self):
+      super().__init__(3, 2)
+
+    def __len__(self):
+      raise TypeError('no len()')
+
+  model, x = Lengthless(), torch.ones(4, 3)
+  for compile in (False, True):
+    setting = Setting(compile=compile)
+    parts = forward(model, (x,), setting)
+    steps = trainer(model, lambda m: m(x).sum(), setting)
+    assert seen == [model, model] * compile
+    for program in (parts['compiled'], steps['compiled']):
+      assert (program is not None) == compile
+      if compile:
+        program()
+    assert parts['call']().shape == (4, 2)
+    assert steps['call']().requires_grad is False
 
 
 @pytest.mark.slow

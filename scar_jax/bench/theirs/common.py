@@ -203,20 +203,24 @@ def in_dtype(call: Callable[..., Any], setting: Setting) -> Callable[..., Any]:
   return run
 
 
-def compiled(call: Callable[..., Any], setting: Setting) -> Any:
-  """A module or call under `torch.compile`; None unless that was asked for."""
-  return require('torch', 'bench').compile(call) if setting.compile else None
+def compiled(
+  what: Any, use: Callable[[Any], Callable[[], Any]], setting: Setting
+) -> Callable[[], Any] | None:
+  """`use` of a module or call under `torch.compile`; None if not asked for."""
+  if not setting.compile:
+    return None
+  return use(require('torch', 'bench').compile(what))
 
 
 def forward(
   call: Callable[..., Any], args: tuple[Any, ...], setting: Setting
 ) -> dict[str, Callable[[], Any] | None]:
   """`call(*args)` without gradients: fields `call` and `compiled` of `Made`."""
-  program = compiled(call, setting)
-  return {
-    'call': functools.partial(no_grad(call), *args),
-    'compiled': program and functools.partial(no_grad(program), *args),
-  }
+
+  def use(call: Callable[..., Any]) -> Callable[[], Any]:
+    return functools.partial(no_grad(call), *args)
+
+  return {'call': use(call), 'compiled': compiled(call, use, setting)}
 
 
 def trainer(
@@ -257,9 +261,11 @@ def trainer(
   def losses() -> dict[str, np.ndarray]:
     return {'losses': np.array([float(step(model)) for _ in range(_COMPARED)])}
 
-  program = compiled(model, setting)
+  def use(model: Any) -> Callable[[], Any]:
+    return functools.partial(step, model)
+
   return {
-    'call': functools.partial(step, model),
+    'call': use(model),
     'outputs': losses,
-    'compiled': program and functools.partial(step, program),
+    'compiled': compiled(model, use, setting),
   }

@@ -5,6 +5,7 @@ Sampling is their `generate` with guidance, top-k 1 and the draw; the GPT
 predicts tokens, which are not decoded.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,9 @@ def sample(checkout: Checkout, size: str, setting: Setting) -> Made:
   label = to_torch(inputs['label'])
   generate = no_grad(checkout.load(_GENERATE).generate)
 
-  def run(model: Any) -> Any:
-    return generate(
+  def use(model: Any) -> Any:
+    return functools.partial(
+      generate,
       model,
       cond=label,
       max_new_tokens=setting.grid**2,
@@ -83,22 +85,19 @@ def sample(checkout: Checkout, size: str, setting: Setting) -> Made:
       top_k=1,
     )
 
+  run = use(model)
+
   def outputs() -> dict[str, np.ndarray]:
     seen: list[np.ndarray] = []
     hook = model.output.register_forward_hook(
       lambda module, given, logits: seen.append(to_numpy(logits).copy())
     )
-    tokens = to_numpy(run(model))
+    tokens = to_numpy(run())
     hook.remove()
     return {'tokens': tokens, 'logits': np.concatenate(seen, axis=1)}
 
-  program = compiled(model, setting)
   return Made(
-    {'gpt': weights},
-    inputs,
-    lambda: run(model),
-    outputs,
-    program and (lambda: run(program)),
+    {'gpt': weights}, inputs, run, outputs, compiled(model, use, setting)
   )
 
 
