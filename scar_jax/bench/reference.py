@@ -102,7 +102,7 @@ def run(given: Any) -> Report:
       'accepted: cpu (set JAX_PLATFORMS=cpu)'
     )
   with started() as theirs:
-    version = theirs.version(threads)
+    version = theirs.prepare(threads)
     for work in works.values():
       theirs.load(work.theirs, checkouts[work.checkout])
   shared = {
@@ -182,7 +182,7 @@ def _row(
   try:
     # Another process for each work: none starts in what one before has left.
     with started() as theirs:
-      theirs.version(threads)
+      theirs.prepare(threads)
       given = theirs.make(work.theirs, work.make, checkout, work.size, setting)
       compiles = given.compiles
       ours = work.ours(given, setting)

@@ -36,13 +36,13 @@ class Theirs:
     """
     self._ask('load', module, checkout)
 
-  def version(self, threads: int) -> str:
-    """Of PyTorch, which has so many threads from here on.
+  def prepare(self, threads: int) -> str:
+    """Loads PyTorch, with so many threads; its version.
 
     Raises:
       ValueError: it is not installed.
     """
-    return self._ask('version', threads)
+    return self._ask('prepare', threads)
 
   def make(
     self, module: str, maker: str, checkout: Checkout, size: str, of: Setting
@@ -102,7 +102,7 @@ class _Server:
 
   _made: Made
 
-  def version(self, threads: int) -> str:
+  def prepare(self, threads: int) -> str:
     torch = require('torch', 'bench')
     torch.set_num_threads(threads)
     return str(torch.__version__)
