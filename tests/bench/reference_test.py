@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import types
 
 import jax.numpy as jnp
@@ -118,6 +119,19 @@ def test_nothing_measured_is_an_error(works, checkout, capsys):
   assert main(['bench', 'reference', *words]) == 1
   told = 'no work could be measured: var-a/train: RuntimeError: in PyTorch'
   assert told in capsys.readouterr().err
+
+
+def test_our_weights_are_in_int8_where_a_work_says_so(monkeypatch):
+  seen = []
+
+  def sample(given, setting, weights=''):
+    seen.append(weights)
+
+  module = types.SimpleNamespace(sample=sample)
+  monkeypatch.setitem(sys.modules, 'scar_jax.bench.ours.var', module)
+  for name in ('var-d12/sample', 'var-d12/sample-int8'):
+    reference.WORKS[name].ours(None, Setting())
+  assert seen == ['', 'int8']
 
 
 class Standin:
