@@ -30,7 +30,7 @@ from scar_jax.bench.theirs.common import Made
 MODULES = ('standin.models',)
 
 def made(checkout, size, setting):
-  print('a constructor that prints')
+  print('a constructor that prints', flush=True)
   calls = []
 
   def call():
@@ -64,7 +64,7 @@ def theirs(tmp_path, monkeypatch):
     yield process
 
 
-def test_a_work_is_made_and_timed_over_there(theirs, tmp_path, capfd):
+def test_a_work_is_made_and_timed_over_there(capfd, theirs, tmp_path):
   checkout = Checkout('var', str(tmp_path))
   theirs.load('works', checkout)
   given = theirs.make('works', 'made', checkout, '12', Setting())
