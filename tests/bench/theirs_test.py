@@ -52,20 +52,25 @@ def made(checkout, size, setting):
 
 
 @pytest.fixture
-def theirs(tmp_path, monkeypatch):
-  """A process that finds a checkout and works beside it."""
+def checkout(tmp_path, monkeypatch):
+  """A checkout, and works beside it that a process finds."""
   (tmp_path / 'standin').mkdir()
   (tmp_path / 'standin/models.py').write_text('WIDTH = 3\n')
   (tmp_path / 'standin/broken.py').write_text('import no_such_package\n')
   (tmp_path / 'works.py').write_text(WORKS)
   paths = [str(tmp_path), os.environ.get('PYTHONPATH', '')]
   monkeypatch.setenv('PYTHONPATH', os.pathsep.join(p for p in paths if p))
+  return Checkout('var', str(tmp_path))
+
+
+@pytest.fixture
+def theirs(checkout):
+  """A process of the references."""
   with started() as process:
     yield process
 
 
-def test_a_work_is_made_and_timed_over_there(capfd, theirs, tmp_path):
-  checkout = Checkout('var', str(tmp_path))
+def test_a_work_is_made_and_timed_over_there(theirs, checkout):
   theirs.load('works', checkout)
   given = theirs.make('works', 'made', checkout, '12', Setting())
   np.testing.assert_array_equal(given.weights['net']['w'], [0, 1, 2])
@@ -77,11 +82,15 @@ def test_a_work_is_made_and_timed_over_there(capfd, theirs, tmp_path):
   again = theirs.make('works', 'made', checkout, '12', Setting(compile=True))
   assert again.compiles
   assert theirs.timed('compiled')[0] > 0
+
+
+def test_what_a_reference_prints_is_left_out(checkout, capfd):
+  with started() as theirs:
+    theirs.make('works', 'made', checkout, '12', Setting())
   assert capfd.readouterr().out == ''
 
 
-def test_what_fails_over_there_is_told_here(theirs, tmp_path):
-  checkout = Checkout('var', str(tmp_path))
+def test_what_fails_over_there_is_told_here(theirs, checkout):
   theirs.make('works', 'made', checkout, 'fails', Setting())
   with pytest.raises(RuntimeError, match="in PyTorch: KeyError: 'lost'"):
     theirs.timed()
@@ -105,16 +114,15 @@ def test_the_process_ends_with_its_parent(theirs):
     theirs.outputs()
 
 
-def test_a_checkout_gives_its_own_modules(tmp_path, theirs, monkeypatch):
+def test_a_checkout_gives_its_own_modules(checkout, monkeypatch):
   monkeypatch.setattr(sys, 'path', list(sys.path))
-  there = Checkout('var', str(tmp_path))
-  assert there.load('standin.models').WIDTH == 3
+  assert checkout.load('standin.models').WIDTH == 3
   with pytest.raises(
     ValueError, match=r'standin.broken cannot be imported: Mo'
   ):
-    there.load('standin.broken')
+    checkout.load('standin.broken')
   with pytest.raises(ValueError, match=r'json was imported from .*, not from'):
-    there.load('json')
+    checkout.load('json')
   for name in [n for n in sys.modules if n.split('.')[0] == 'standin']:
     del sys.modules[name]
 
