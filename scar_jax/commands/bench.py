@@ -29,6 +29,8 @@ BENCHES = {
 
 def define(values: flags.FlagValues) -> None:
   """Declares the flags."""
+  from scar_jax.bench.theirs.common import CHECKOUTS
+
   known = '; '.join(f'{name}: {about}' for name, about in BENCHES.items())
   flags.DEFINE_string('name', None, f'Of {known}.', flag_values=values)
   flags.DEFINE_string('json', None, 'File for the rows.', flag_values=values)
@@ -55,11 +57,7 @@ def define(values: flags.FlagValues) -> None:
     'counts', ['1000', '100000', '1000000'], 'Records of manifests.',
     flag_values=values,
   )  # fmt: skip
-  for name, about in {
-    'llamagen': 'FoundationVision/LlamaGen',
-    'var': 'FoundationVision/VAR',
-    'dinov2': 'facebookresearch/dinov2',
-  }.items():
+  for name, about in CHECKOUTS.items():
     flags.DEFINE_string(
       name, '', f'Of reference: checkout of {about}.', flag_values=values
     )

@@ -1,5 +1,6 @@
 """`scar bench reference` around stand-ins of the references."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from scar_jax.bench.ours.common import Ours, gap, same
 from scar_jax.bench.theirs import common as theirs_common
 from scar_jax.bench.theirs.common import Optimizer, Setting
 from scar_jax.cli import main
+from scar_jax.config import OptimConfig
 from scar_jax.orders.scale import scale_sides
 
 ROOM = len(os.sched_getaffinity(0))
@@ -52,8 +54,8 @@ def checkout(tmp_path, monkeypatch):
   (tmp_path / 'path').mkdir()
   (tmp_path / 'path/torch.py').write_text(TORCH)
   (tmp_path / 'path/works.py').write_text(WORKS)
-  paths = [str(tmp_path / 'path'), os.environ.get('PYTHONPATH', '')]
-  monkeypatch.setenv('PYTHONPATH', os.pathsep.join(p for p in paths if p))
+  path = str(tmp_path / 'path')
+  monkeypatch.setenv('PYTHONPATH', path, prepend=os.pathsep)
   return tmp_path
 
 
@@ -236,6 +238,10 @@ def test_training_steps_of_both_sides_are_the_same():
     other = theirs['outputs']()
     assert np.max(np.abs(other['losses'] - losses['losses'])) > 1e-3, field
     assert ours.differ(other)[0] < 1e-4, field
+
+
+def test_both_sides_train_as_our_recipes_do():
+  assert OptimConfig(**dataclasses.asdict(Optimizer())) == OptimConfig()
 
 
 def test_dropout_leaves_nothing_to_compare():

@@ -1,5 +1,6 @@
 """The references' side: a process of its own that never loads JAX."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -58,8 +59,7 @@ def checkout(tmp_path, monkeypatch):
   (tmp_path / 'standin/models.py').write_text('WIDTH = 3\n')
   (tmp_path / 'standin/broken.py').write_text('import no_such_package\n')
   (tmp_path / 'works.py').write_text(WORKS)
-  paths = [str(tmp_path), os.environ.get('PYTHONPATH', '')]
-  monkeypatch.setenv('PYTHONPATH', os.pathsep.join(p for p in paths if p))
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=os.pathsep)
   return Checkout('var', str(tmp_path))
 
 
@@ -141,8 +141,8 @@ def test_every_work_has_both_sides():
   for work in reference.WORKS.values():
     for side in ('ours', 'theirs'):
       name = f'scar_jax.bench.{side}.{work.checkout}'
-      module = __import__(name, fromlist=['-'])
-      assert callable(getattr(module, work.make)), (name, work)
+      made = getattr(importlib.import_module(name), work.make)
+      assert callable(made), (name, work)
 
 
 @pytest.mark.slow

@@ -28,7 +28,10 @@ _COMPARED = 3  # training steps whose losses are compared
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """AdamW after a clip of the gradient's norm; vectors do not decay."""
+  """AdamW after a clip of the gradient's norm; vectors do not decay.
+
+  The defaults are those of `config.OptimConfig`, which would load JAX here.
+  """
 
   lr: float = 1e-4
   b1: float = 0.9
