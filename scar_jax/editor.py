@@ -166,9 +166,7 @@ class Editor:
       configs[name], frozen[name] = part.config, part.params
       if name == 'encoder':
         frozen[name] = encoder_params(part.params)
-    params = model.params
-    if dtype or weights:
-      params = precision.smaller(cfg.model, params, weights)
+    params = precision.for_sampling(cfg.model, model.params, weights)
     return cls(
       cfg,
       params,

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scar_jax.models.conditions import empty_conditions
-from scar_jax.models.dense import INT8, INT8_SCALE, Dense
+from scar_jax.models.dense import INT8, INT8_SCALE, TURNED, Dense
 from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
+from scar_jax.models.unstacked import is_large
 from scar_jax.orders.scale import blank
 from scar_jax.parts import EditorConfig
+from scar_jax.sharding import platform
 from scar_jax.types import PyTree
 
 DTYPES = ('', 'float32', 'bfloat16')
@@ -78,16 +80,21 @@ def with_dtype(cfg: EditorConfig, dtype: str) -> EditorConfig:
   )
 
 
-def smaller(cfg: ScarConfig, params: PyTree, weights: str = '') -> PyTree:
+def for_sampling(cfg: ScarConfig, params: PyTree, weights: str = '') -> PyTree:
   """Kernels stored as they are used: in their product's type, or in int8.
+
+  On CPUs those of a large model with their outputs first, see `dense.py`.
 
   Args:
     cfg: of the model.
     params: of the model.
     weights: 'int8' gives, in place of every kernel, `kernel_int8` with outputs
-      first (of few rows CPUs multiply it a fifth faster so) and in float32 a
-      `kernel_scale` for each output channel of each layer.
+      first and in float32 a `kernel_scale` for each output channel of each
+      layer.
   """
+  turn = platform() == 'cpu' and is_large(params)
+  if not (turn or weights) and cfg.decoder.dtype == 'float32':
+    return params
   params = jax.tree.map(lambda x: x, params)  # containers of our own
   for kernel in _kernels(cfg):
     place = params
@@ -96,8 +103,20 @@ def smaller(cfg: ScarConfig, params: PyTree, weights: str = '') -> PyTree:
     if weights == 'int8':
       place[INT8], place[INT8_SCALE] = _rounded(place.pop('kernel'), kernel)
     else:
-      place['kernel'] = place['kernel'].astype(kernel.dtype)
+      value = place.pop('kernel').astype(kernel.dtype)
+      if turn:
+        place[TURNED] = _turned(value, kernel)
+      else:
+        place['kernel'] = value
   return params
+
+
+def _turned(value: Array, kernel: _Kernel) -> jax.Array:
+  """[*layers, *inputs, *outputs] -> [*layers, *outputs, *inputs]."""
+  end = value.ndim - kernel.outputs
+  return jnp.moveaxis(
+    value, range(end - kernel.inputs, end), range(-kernel.inputs, 0)
+  )
 
 
 @jax.jit(static_argnames='kernel')
@@ -110,8 +129,7 @@ def _rounded(
   largest = jnp.max(jnp.abs(value.astype(jnp.float32)), axes, keepdims=True)
   scale = jnp.where(largest > 0, largest / 127, 1.0)
   small = jnp.round(value / scale).astype(jnp.int8)
-  small = jnp.moveaxis(small, axes, range(-kernel.inputs, 0))
-  return small, jnp.squeeze(scale, axes)
+  return _turned(small, kernel), jnp.squeeze(scale, axes)
 
 
 def _kernels(cfg: ScarConfig) -> list[_Kernel]:

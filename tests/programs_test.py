@@ -6,7 +6,9 @@ import pytest
 from scar_setup import finished_runs
 
 from scar_jax import precision, programs
+from scar_jax.artifacts import load_artifact
 from scar_jax.editor import Editor
+from scar_jax.models import unstacked
 
 
 @pytest.fixture(scope='module')
@@ -53,6 +55,29 @@ def test_another_code_version_has_other_programs(run, tmp_path, monkeypatch):
   other = Editor.load(run, cache=tmp_path)
   other(_picture(), 'x')
   assert (other.programs.traced, other.programs.read) == (3, 0)
+
+
+@pytest.mark.parametrize('device', ['cpu', 'tpu'])
+def test_kernels_of_large_models_are_turned_on_cpus(
+  device, run, plain, logits, monkeypatch
+):
+  old = load_artifact(run).params
+  jax.tree.map(np.testing.assert_array_equal, plain._params, old)  # a small one
+  monkeypatch.setattr(unstacked, '_LARGE', 0)
+  monkeypatch.setattr(precision, 'platform', lambda: device)
+  editor = Editor.load(run, dtype='')
+  if device == 'tpu':
+    jax.tree.map(np.testing.assert_array_equal, editor._params, old)
+    return
+  found, raw = editor._params['decoder'], old['decoder']
+  assert set(found['head']) == {'kernel_turned', *raw['head']} - {'kernel'}
+  raw = raw['layers']['attn']['qkv']['kernel']
+  found = found['layers']['attn']['qkv']['kernel_turned']
+  np.testing.assert_array_equal(found, np.moveaxis(raw, 1, -1))
+  np.testing.assert_allclose(_logits(editor), logits, atol=1e-5)
+  [made] = editor(_picture(), 'x', output='array')
+  [want] = plain(_picture(), 'x', output='array')
+  np.testing.assert_allclose(made.astype(int), want.astype(int), atol=1)
 
 
 def test_int8_weights_are_near_and_a_quarter_of_the_size(run, plain, logits):

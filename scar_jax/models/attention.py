@@ -223,7 +223,10 @@ def _cpu_attend(
   """Attention whose backward pass computes the weights again.
 
   To keep them, [B, H, L, S] for each layer, and to fetch them takes a CPU
-  longer. Source: the backward pass of Dao-AILab/flash-attention, untiled.
+  longer. Where layers are written out, XLA keeps the logits, which both passes
+  need, instead of computing them twice; that is as fast.
+
+  Source: the backward pass of Dao-AILab/flash-attention, untiled.
   """
   return _cpu_forward(q, k, v, mask, factor)[0]
 

@@ -24,6 +24,8 @@ Init = Callable[..., Any]
 TURNED = 'kernel_turned'
 INT8, INT8_SCALE = 'kernel_int8', 'kernel_scale'
 _TILE = 32  # bfloat16 values in a row of a CPU's matrix unit
+# Up to so many rows CPUs multiply fastest with a turned kernel on the left.
+_FEW_ROWS = 32
 
 
 class Dense(nn.Module):
@@ -160,14 +162,27 @@ def _int8_product(
   rows = rows.astype(jnp.float32)
   scale = jnp.max(jnp.abs(rows), -1, keepdims=True) / 127
   small = jnp.round(rows / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8)
-  out = _dot(small, weights, 1, jnp.int32, turned=True)
+  out = _cpu_turned(small, weights, 1, jnp.int32)
   out = (out.astype(jnp.float32) * scale).astype(dtype)
   return out.reshape(_out_shape(x, kernel, in_dims))
 
 
-def _cpu_turned(x: jax.Array, kernel: jax.Array, in_dims: int) -> jax.Array:
-  """`_dot` with a kernel [*outputs, *inputs], float32."""
-  out = _dot(*_matrices(x, kernel, in_dims), 1, jnp.float32, turned=True)
+def _cpu_turned(
+  x: jax.Array, kernel: jax.Array, in_dims: int, dtype: Any = jnp.float32
+) -> jax.Array:
+  """`_dot` with a kernel [*outputs, *inputs].
+
+  XLA's CPU compiler rearranges the right factor before it multiplies, which of
+  a kernel takes longer than a product of few rows. On the left it is read as it
+  lies.
+  """
+  rows, weights = _matrices(x, kernel, in_dims)
+  if len(rows) > _FEW_ROWS:
+    out = _dot(rows, weights, 1, dtype, turned=True)
+  else:
+    out = _dot(weights, rows, 1, dtype, turned=True)
+    # Or the compiler would swap the factors to save the transposition.
+    out = jax.lax.optimization_barrier(out).T
   return out.reshape(_out_shape(x, kernel, in_dims))
 
 

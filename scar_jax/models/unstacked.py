@@ -16,7 +16,7 @@ from scar_jax.sharding import platform
 from scar_jax.types import PyTree
 
 LAYERS = 'layers'  # name of the stack, and of its first axis
-# Layers smaller than this, all together, stay in the caches of a CPU.
+# Parameters smaller than this, all together, stay in the caches of a CPU.
 _LARGE = 2**25  # bytes
 
 
@@ -51,6 +51,12 @@ def restack(params: PyTree) -> PyTree:
   return {**rest, LAYERS: jax.tree.map(lambda *x: jnp.stack(x), *layers)}
 
 
+def is_large(params: PyTree) -> bool:
+  """Whether a CPU reads parameters from its memory again in every step."""
+  leaves = jax.tree.leaves(params)
+  return sum(x.size * x.dtype.itemsize for x in leaves) >= _LARGE
+
+
 def as_read_fastest(params: PyTree, turn: bool = False) -> PyTree:
   """With layers apart on CPUs where they are large; else as they are.
 
@@ -63,8 +69,7 @@ def as_read_fastest(params: PyTree, turn: bool = False) -> PyTree:
   """
   if platform() != 'cpu' or LAYERS not in params:
     return params
-  leaves = jax.tree.leaves(params[LAYERS])
-  if sum(x.size * x.dtype.itemsize for x in leaves) < _LARGE:
+  if not is_large(params[LAYERS]):
     return params
   rest = dict(params)
   layers = unstack({LAYERS: rest.pop(LAYERS)})

@@ -1,6 +1,7 @@
 """Linear maps: by hand, apart, in int8, turned, and in bfloat16 on CPUs."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -148,6 +149,28 @@ def test_turned_kernels_are_the_same_map(
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, want
   )
+
+
+@pytest.mark.parametrize('rows', [1, 2, 32, 33])
+@pytest.mark.parametrize('small', [False, True])
+def test_few_rows_read_a_turned_kernel_as_it_lies(rows, small):
+  x = jax.random.normal(jax.random.key(0), (rows, 64))
+  layer = Dense((48,), (None, None))
+  kernel = jax.random.normal(jax.random.key(1), (48, 64))
+  if small:
+    kernel = jnp.round(kernel * 40).astype(jnp.int8)
+    params = {'kernel_int8': kernel, 'kernel_scale': jnp.full(48, 0.5)}
+    want = (x @ kernel.T.astype(jnp.float32)) * 0.5
+  else:
+    params, want = {'kernel_turned': kernel}, x @ kernel.T
+  program = jax.jit(lambda params, x: layer.apply({'params': params}, x))
+  found = program(params, x)
+  tolerance = 0.01 * np.abs(want).max() if small else 1e-4
+  np.testing.assert_allclose(found, want, atol=tolerance)
+  # Compiled: of what shape the product is, that is which factor is the left.
+  text = program.lower(params, x).compile().as_text()
+  [shape] = re.findall(r'= \w+\[([\d,]+)\]\S* dot\(', text)
+  assert shape == (f'48,{rows}' if rows <= 32 else f'{rows},48')
 
 
 def test_what_has_no_bias_is_not_turned():

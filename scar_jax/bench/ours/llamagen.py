@@ -29,7 +29,7 @@ from scar_jax.models.convolutions import each_picture
 from scar_jax.models.scar import Scar
 from scar_jax.models.tokenizers.vq import VQConfig, VQModel
 from scar_jax.parts import EditorConfig
-from scar_jax.precision import smaller, with_dtype
+from scar_jax.precision import for_sampling, with_dtype
 from scar_jax.sampling import Sampler
 from scar_jax.train.tasks.scar import ScarTask
 
@@ -59,7 +59,7 @@ def train(given: Given, setting: Setting) -> Ours:
 def sample(given: Given, setting: Setting, weights: str = '') -> Ours:
   """All tokens of an image through the cache, with guidance."""
   found, params = _gpt(given, setting)
-  params = smaller(found.model, params, weights)
+  params = for_sampling(found.model, params, weights)
   make: Any = Conditions
   run: Any = functools.partial(
     Sampler(Scar(found.model), _SAMPLER).run,

@@ -20,7 +20,7 @@ from scar_jax.convert.parity_vq import nhwc
 from scar_jax.models.conditions import Conditions
 from scar_jax.models.scar import Scar
 from scar_jax.parts import EditorConfig, Parts
-from scar_jax.precision import smaller, with_dtype
+from scar_jax.precision import for_sampling, with_dtype
 from scar_jax.sampling import generate
 from scar_jax.sampling_steps import split_scales
 from scar_jax.train.tasks.scar import ScarTask
@@ -50,7 +50,7 @@ def train(given: Given, setting: Setting) -> Ours:
 def sample(given: Given, setting: Setting, weights: str = '') -> Ours:
   """Images of classes, with guidance."""
   editor, params, tokenizer = _load(given, setting)
-  params = smaller(editor.model, params, weights)
+  params = for_sampling(editor.model, params, weights)
   scales, cfg = split_scales(
     dataclasses.replace(
       editor.sample, top_k=1, top_p=0.0, guidance=1 + GUIDANCE
