@@ -80,10 +80,13 @@ def with_dtype(cfg: EditorConfig, dtype: str) -> EditorConfig:
   )
 
 
-def for_sampling(cfg: ScarConfig, params: PyTree, weights: str = '') -> PyTree:
+def for_sampling(
+  cfg: ScarConfig,
+  params: PyTree,
+  weights: str = '',
+  turn: bool | None = None,
+) -> PyTree:
   """Kernels stored as they are used: in their product's type, or in int8.
-
-  On CPUs those of a large model with their outputs first, see `dense.py`.
 
   Args:
     cfg: of the model.
@@ -91,8 +94,11 @@ def for_sampling(cfg: ScarConfig, params: PyTree, weights: str = '') -> PyTree:
     weights: 'int8' gives, in place of every kernel, `kernel_int8` with outputs
       first and in float32 a `kernel_scale` for each output channel of each
       layer.
+    turn: other kernels with their outputs first, see `dense.py`; by default
+      those of a large model on a CPU.
   """
-  turn = platform() == 'cpu' and is_large(params)
+  if turn is None:
+    turn = platform() == 'cpu' and is_large(params)
   if not (turn or weights) and cfg.decoder.dtype == 'float32':
     return params
   params = jax.tree.map(lambda x: x, params)  # containers of our own

@@ -26,7 +26,7 @@ from scar_jax.parts import to_uint8
 from scar_jax.plan.chips import Topology
 from scar_jax.plan.kernels import kernel_flops
 from scar_jax.plan.networks import abstract_artifacts
-from scar_jax.precision import smaller
+from scar_jax.precision import for_sampling
 from scar_jax.sampling import generate
 from scar_jax.sampling_steps import split_scales
 from scar_jax.train.assemble import Assembly, assemble
@@ -272,7 +272,8 @@ def compile_sample(setup: Setup) -> Program:
   # Kernels in the type of their products, as `Editor` keeps them.
   params = abstract_with(
     jax.eval_shape(
-      functools.partial(smaller, task.editor.model), setup.state.params
+      functools.partial(for_sampling, task.editor.model, turn=False),
+      setup.state.params,
     ),
     setup.assembly.places.params,
   )

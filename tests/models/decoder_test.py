@@ -324,7 +324,7 @@ def test_a_condition_worked_out_beforehand_is_the_same(shared, int8):
     lambda: decoder.init(jax.random.key(0), x, None, ids, cond=cond)
   )
   params = noisy(unbox(shapes), scale=0.4)
-  if int8:  # as `precision.smaller` stores it
+  if int8:  # as `precision.for_sampling` stores it
     ada = params['params']['layers']['ada']
     ada['kernel_scale'] = jnp.full(ada['bias'].shape, 0.01)
     ada['kernel'] = jnp.round(ada['kernel'] / 0.01).astype(jnp.int8)
