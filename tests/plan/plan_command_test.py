@@ -11,6 +11,7 @@ from PIL import Image
 from scar_jax import cli
 from scar_jax.commands.parsing import load_config
 from scar_jax.config import check, default_config
+from scar_jax.models import unstacked
 from scar_jax.plan import compile as compile_lib
 from scar_jax.plan import search as search_lib
 from scar_jax.plan.chips import read_topology
@@ -52,11 +53,15 @@ def _plan(config, *words):
 
 
 @pytest.mark.parametrize('what', ['train', 'sample'])
-def test_small_programs_compile_for_a_tpu(config, tmp_path, what, capsys):
+def test_small_programs_compile_for_a_tpu(
+  config, tmp_path, what, capsys, monkeypatch
+):
   pytest.importorskip(
     'libtpu', reason='the TPU compiler comes with scar_jax[plan]'
   )
   out, picture = tmp_path / 'plan.json', tmp_path / 'plan.png'
+  # A model that samplers on CPUs keep with its kernels turned.
+  monkeypatch.setattr(unstacked, '_LARGE', 0)
   more = ['--sample'] if what == 'sample' else ['--mesh=fsdp:2,tensor:2']
   status = _plan(config, f'--json={out}', f'--picture={picture}', *more)
   shown = capsys.readouterr()
