@@ -1,8 +1,9 @@
-"""Smaller numbers for sampling: bfloat16 products, weights in int8.
+"""A model for sampling: bfloat16 products, int8, kernels as CPUs read them.
 
 In: the config and parameters of a trained model. Out: the same, cheaper to
 read: sampling step after step is bound by reading the weights. Only kernels of
-`dense.Dense` change, which are nearly all of a decoder. Called by `editor.py`.
+`dense.Dense` change, which are nearly all of a decoder. Called by `editor.py`,
+the plan of a sampler and the bench.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scar_jax.models.conditions import empty_conditions
-from scar_jax.models.dense import INT8, INT8_SCALE, TURNED, Dense
+from scar_jax.models.dense import INT8, INT8_SCALE, TURNED, Dense, turned
 from scar_jax.models.scar import Scar
 from scar_jax.models.scar_config import ScarConfig
 from scar_jax.models.unstacked import is_large
@@ -111,18 +112,10 @@ def for_sampling(
     else:
       value = place.pop('kernel').astype(kernel.dtype)
       if turn:
-        place[TURNED] = _turned(value, kernel)
+        place[TURNED] = turned(value, kernel.inputs, kernel.outputs)
       else:
         place['kernel'] = value
   return params
-
-
-def _turned(value: Array, kernel: _Kernel) -> jax.Array:
-  """[*layers, *inputs, *outputs] -> [*layers, *outputs, *inputs]."""
-  end = value.ndim - kernel.outputs
-  return jnp.moveaxis(
-    value, range(end - kernel.inputs, end), range(-kernel.inputs, 0)
-  )
 
 
 @jax.jit(static_argnames='kernel')
@@ -135,7 +128,8 @@ def _rounded(
   largest = jnp.max(jnp.abs(value.astype(jnp.float32)), axes, keepdims=True)
   scale = jnp.where(largest > 0, largest / 127, 1.0)
   small = jnp.round(value / scale).astype(jnp.int8)
-  return _turned(small, kernel), jnp.squeeze(scale, axes)
+  small = turned(small, kernel.inputs, kernel.outputs)
+  return small, jnp.squeeze(scale, axes)
 
 
 def _kernels(cfg: ScarConfig) -> list[_Kernel]:

@@ -132,8 +132,19 @@ def outputs_first(params: PyTree) -> PyTree:
     return {name: outputs_first(x) for name, x in params.items()}
   rest = dict(params)
   kernel, outputs = rest.pop('kernel'), rest['bias'].ndim
-  last = range(kernel.ndim - outputs, kernel.ndim)
-  return {**rest, TURNED: jnp.moveaxis(kernel, last, range(outputs))}
+  return {**rest, TURNED: turned(kernel, kernel.ndim - outputs, outputs)}
+
+
+def turned(kernel: Array, inputs: int, outputs: int) -> jax.Array:
+  """[*layers, *inputs, *outputs] -> [*layers, *outputs, *inputs].
+
+  Args:
+    kernel: of one layer, or of a stack.
+    inputs: how many axes they have.
+    outputs: the same.
+  """
+  end = kernel.ndim - outputs
+  return jnp.moveaxis(kernel, range(end - inputs, end), range(-inputs, 0))
 
 
 def _dot(
